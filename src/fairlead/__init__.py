@@ -1,0 +1,3 @@
+"""fairlead schedules LLM requests: fairly between clients, cache-aware, balanced over workers."""
+
+__version__ = "0.1.0"

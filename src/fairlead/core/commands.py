@@ -1,0 +1,59 @@
+"""What to do: the dispatcher's answers. Each carries its why."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fairlead.core.model import RequestId, WorkerId
+
+
+class Why(NamedTuple):
+    """The reasons of one dispatch, kept as references so that recording them costs nothing."""
+
+    policy: str
+    """The rule that chose, and the branch it took, such as ``lmetric`` or ``preble: explore``."""
+    scores: Sequence[float]
+    """Score of each candidate, lower is better; empty when the rule does not score."""
+    candidates: Sequence[int]
+    """Worker slots that ``scores`` belong to."""
+    matched_tokens: int
+    """Prompt tokens predicted to be cached on the chosen worker."""
+    credit: float
+    """The client's credit (DLPM) or minus its counter (VTC) when admitted; 0 for the others."""
+
+
+class Dispatch(NamedTuple):
+    """Send the request to the worker now. ``attempt`` counts from 1."""
+
+    rid: RequestId
+    worker: WorkerId
+    attempt: int
+    why: Why
+
+
+class Reject(NamedTuple):
+    """Tell the caller that the request will not be served. Nothing of it is charged.
+
+    ``code`` is one of ``queue_full``, ``queue_timeout``, ``no_worker``, ``too_long``.
+    """
+
+    rid: RequestId
+    code: str
+    message: str
+    retry_after_s: int = 1
+
+
+class Fail(NamedTuple):
+    """Tell the caller that its request was begun and failed for good."""
+
+    rid: RequestId
+    reason: str
+
+
+class Cancel(NamedTuple):
+    """Stop the request on the worker: nobody waits for its answer."""
+
+    rid: RequestId
+    worker: WorkerId
+
+
+Command = Dispatch | Reject | Fail | Cancel

@@ -1,0 +1,141 @@
+"""What happened: the only way that the world reaches the dispatcher. ``at`` is microseconds.
+
+Tuples rather than dataclasses: they are made on the hot path, and a NamedTuple costs a third of a
+frozen dataclass while being as immutable.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fairlead.core.model import BlockKey, Limits, Request, RequestId, WorkerId
+
+
+class Arrived(NamedTuple):
+    """A request was accepted from a client and wants a worker."""
+
+    at: int
+    request: Request
+
+
+class FirstToken(NamedTuple):
+    """The worker answered the first output token: the prompt is computed."""
+
+    at: int
+    rid: RequestId
+
+
+class Progressed(NamedTuple):
+    """``tokens`` more output tokens came from the worker since the last report."""
+
+    at: int
+    rid: RequestId
+    tokens: int
+
+
+class Finished(NamedTuple):
+    """The answer is complete. Figures the worker reported; None where it reported none."""
+
+    at: int
+    rid: RequestId
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class Failed(NamedTuple):
+    """The worker refused, died or broke off.
+
+    ``retryable``: no byte of an answer was seen, so another worker may be tried.
+    """
+
+    at: int
+    rid: RequestId
+    retryable: bool
+    reason: str = ""
+
+
+class Cancelled(NamedTuple):
+    """The client went away, or gave up waiting."""
+
+    at: int
+    rid: RequestId
+    reason: str = "client disconnected"
+
+
+class WorkerUp(NamedTuple):
+    """A worker joined, or is healthy again. ``limits`` replace what was known."""
+
+    at: int
+    worker: WorkerId
+    limits: Limits
+    exact: bool = False
+    """Its cache is reported by events; otherwise it is guessed from what was sent."""
+
+
+class WorkerDown(NamedTuple):
+    """A worker takes no new work (unhealthy or draining). In-flight requests are left to end."""
+
+    at: int
+    worker: WorkerId
+    reason: str = ""
+    forget_cache: bool = True
+    """Whether its cache is gone too (it died) or still there (it drains)."""
+
+
+class WorkerChanged(NamedTuple):
+    """A worker's limits or its own load figures were read. None leaves a value as it was."""
+
+    at: int
+    worker: WorkerId
+    limits: Limits | None = None
+    engine_running: int | None = None
+    engine_waiting: int | None = None
+
+
+class CacheStored(NamedTuple):
+    """An exact source says that ``worker`` now holds ``keys``, a chain that continues ``parent``."""
+
+    at: int
+    worker: WorkerId
+    keys: Sequence[BlockKey]
+    parent: BlockKey | None = None
+    """None when the first key starts a prompt."""
+
+
+class CacheEvicted(NamedTuple):
+    """An exact source says that ``worker`` no longer holds ``keys``."""
+
+    at: int
+    worker: WorkerId
+    keys: Sequence[BlockKey]
+
+
+class CacheCleared(NamedTuple):
+    """``worker`` holds nothing, or nothing is known of it any more. ``exact`` says what comes next."""
+
+    at: int
+    worker: WorkerId
+    exact: bool = False
+
+
+class Tick(NamedTuple):
+    """Time passed: queue time-outs and idle clients are looked at."""
+
+    at: int
+
+
+Event = (
+    Arrived
+    | FirstToken
+    | Progressed
+    | Finished
+    | Failed
+    | Cancelled
+    | WorkerUp
+    | WorkerDown
+    | WorkerChanged
+    | CacheStored
+    | CacheEvicted
+    | CacheCleared
+    | Tick
+)

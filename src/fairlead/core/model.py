@@ -1,0 +1,68 @@
+"""The nouns of the core and their units.
+
+Time is integer microseconds. Tokens are integers. Service is an integer number of units: with the
+default costs, one computed prompt token is 1 unit and one output token is 2 (ALGORITHMS: w_e, w_q).
+A block key names a whole prefix, because keys chain: equal keys mean equal prompts up to and
+including that block.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+RequestId = int
+ClientId = str
+WorkerId = str
+BlockKey = int
+"""A 60-bit integer: it then fits a two-digit Python int (32 bytes), which keeps the index small."""
+
+BLOCK_KEY_BITS = 60
+
+
+class Request(NamedTuple):
+    """What a policy may know of one generation. The true output length is not part of it.
+
+    ``keys`` are the chained keys of the prompt's full blocks, first to last; the tokens after the
+    last full block have no key and never match. ``block_tokens`` is the number of tokens a block
+    stands for: exact with a tokenizer, a learned average in bytes mode.
+    """
+
+    rid: RequestId
+    client: ClientId
+    prompt_tokens: int
+    keys: Sequence[BlockKey] = ()
+    block_tokens: float = 16
+    max_tokens: int | None = None
+    """The most output tokens the caller allows, if it said so. A limit, not the true length."""
+    session: str = ""
+    """Session name for affinity; empty when the caller names none."""
+    arrived_us: int = 0
+
+    def matched_tokens(self, blocks: int) -> int:
+        """Prompt tokens covered by ``blocks`` cached blocks: at most all but one.
+
+        An engine computes at least the last prompt token, whatever it caches, since its logits
+        give the first output token.
+        """
+        return max(0, min(self.prompt_tokens - 1, int(blocks * self.block_tokens)))
+
+
+class Costs(NamedTuple):
+    """Prices in service units a token, integers so that ledgers balance exactly ([VTC] section 3)."""
+
+    extend: int = 1
+    """w_e: one prompt token that had to be computed."""
+    output: int = 2
+    """w_q: one output token."""
+
+
+class Limits(NamedTuple):
+    """What one worker can take at once.
+
+    ``sequences``: requests in a batch. ``kv_tokens``: tokens of its KV pool. ``queue``: requests
+    that may wait for it at the dispatcher.
+    """
+
+    sequences: int = 256
+    kv_tokens: int = 500_000
+    queue: int = 10_000

@@ -1,0 +1,1 @@
+"""Ordering: in one queue, who goes next? One file a policy, one line here."""

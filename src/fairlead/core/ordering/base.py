@@ -1,0 +1,116 @@
+"""What every ordering policy is: who goes next in one worker's queue.
+
+An ``Ordering`` belongs to one dispatcher (or to one engine) and keeps what clients are owed; it
+makes one ``Queue`` a worker. A queue is told of requests that come and go and of blocks that its
+worker caches and evicts; it never looks at the whole queue again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar, Protocol
+
+from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
+from fairlead.core.params import Param
+
+
+class Waiting:
+    """A queued request, as its queue sees it. Mutable: ``matched`` follows the worker's cache."""
+
+    __slots__ = ("client", "keys", "matched", "request", "rid", "seq")
+
+    def __init__(self, request: Request, seq: int) -> None:
+        self.request = request
+        self.rid: RequestId = request.rid
+        self.client: ClientId = request.client
+        self.keys: Sequence[BlockKey] = request.keys
+        self.seq = seq
+        """Order of arrival, unique; all ties end here."""
+        self.matched = 0
+        """Leading blocks that the worker caches now."""
+
+    @property
+    def matched_tokens(self) -> int:
+        """Prompt tokens that the worker caches now."""
+        return self.request.matched_tokens(self.matched)
+
+    def __repr__(self) -> str:
+        return f"<Waiting {self.rid} {self.client} matched={self.matched}/{len(self.keys)}>"
+
+
+Fits = Callable[[Waiting], bool]
+
+
+class Queue(Protocol):
+    """One worker's waiting requests in a policy's order."""
+
+    def push(self, item: Waiting, matched: int) -> None:
+        """Add ``item``, of whose blocks the worker caches the first ``matched``."""
+
+    def discard(self, item: Waiting) -> None:
+        """Take out ``item``: admitted, cancelled or moved. Raises KeyError if it is not queued here."""
+
+    def head(self, fits: Fits | None = None) -> Waiting | None:
+        """Return who goes next, without taking it out; None if nobody may.
+
+        Credit may be refilled. With ``fits``, a policy whose ``on_no_fit`` is ``skip`` passes over
+        requests that do not fit, one whose ``on_no_fit`` is ``stop`` returns None at the first.
+        """
+
+    def cache_stored(self, keys: Iterable[BlockKey]) -> None:
+        """Say that the worker now caches ``keys``; their parents it cached before or in this call."""
+
+    def cache_evicted(self, keys: Iterable[BlockKey]) -> None:
+        """Say that the worker no longer caches ``keys``."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Waiting]: ...
+
+
+class Ordering(Protocol):
+    """Who goes next, over all the queues of one dispatcher. Facts in, order out.
+
+    ``queue`` is the number that ``make_queue`` was called with.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    summary: ClassVar[str]
+    params: ClassVar[tuple[Param, ...]]
+    uses_match: ClassVar[bool]
+    """Whether the order depends on what workers cache; if not, callers may skip cache notices."""
+
+    def make_queue(self, number: int, holds: Callable[[BlockKey], bool]) -> Queue:
+        """Make the queue of worker slot ``number``; ``holds`` answers whether it caches a block."""
+
+    def drop_queue(self, number: int) -> None:
+        """Forget an empty queue and whatever was kept for it."""
+
+    def set_weight(self, client: ClientId, weight: float) -> None:
+        """Set a client's weight (> 0; 1 when never set)."""
+
+    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> None:
+        """``item`` was taken from queue ``number`` and runs; ``extend_tokens`` will be computed."""
+
+    def decoded(self, number: int, client: ClientId, tokens: int) -> None:
+        """``tokens`` output tokens of ``client`` were computed; negative takes back."""
+
+    def corrected(self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int) -> None:
+        """Prompt work differs from what was charged at admission by these signed amounts."""
+
+    def credit(self, number: int, client: ClientId) -> float:
+        """What the client may still use before it waits, for explanations; 0 where nothing is kept."""
+
+    def tick(self, now: int) -> None:
+        """Let go of clients idle for long enough. ``now`` in microseconds."""
+
+    def check(self) -> None:
+        """Raise AssertionError if an internal invariant is broken."""
+
+
+class OrderingContext:
+    """What an ordering gets besides its own parameters."""
+
+    __slots__ = ("costs",)
+
+    def __init__(self, costs: Costs | None = None) -> None:
+        self.costs = costs or Costs()

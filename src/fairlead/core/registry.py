@@ -1,0 +1,56 @@
+"""One registry for both kinds of policy. A policy is one file and one line in its package's tuple."""
+
+from collections.abc import Iterable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+from fairlead.core.params import Param, PolicyError, Value, nearest, resolve
+
+
+class Described(Protocol):
+    """What a policy class says of itself."""
+
+    name: str
+    source: str
+    """Where the rule comes from: paper and section, or project."""
+    summary: str
+    """The rule in one line."""
+    params: tuple[Param, ...]
+
+
+P = TypeVar("P", bound=Described)
+
+
+class Registry(Generic[P]):
+    """Policies by name. Unknown names raise ``PolicyError`` listing the valid ones."""
+
+    def __init__(self, kind: str, classes: Iterable[type[P]]) -> None:
+        self.kind = kind
+        self._classes = {c.name: c for c in classes}
+
+    def names(self) -> list[str]:
+        """Return the names in the order of registration."""
+        return list(self._classes)
+
+    def get(self, name: str) -> type[P]:
+        """Return the class called ``name``."""
+        found = self._classes.get(name)
+        if found is None:
+            valid = ", ".join(self._classes)
+            raise PolicyError(f"unknown {self.kind} '{name}' (valid: {valid}){nearest(name, self._classes)}")
+        return found
+
+    def resolve(self, name: str, given: Mapping[str, object] | None = None) -> dict[str, Value]:
+        """Return every parameter of ``name`` with ``given`` applied and checked."""
+        return resolve(name, self.get(name).params, given or {})
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, object]]:
+    """Split ``name`` or ``name:key=value,key=value``, the form that command lines use."""
+    name, _, rest = spec.partition(":")
+    given: dict[str, object] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise PolicyError(f"{name}: '{part}' is not key=value (write {name}:key=value,key=value)")
+        given[key.strip()] = value.strip()
+    return name.strip(), given

@@ -1,0 +1,1 @@
+"""Routing: which worker? One file a policy, one line here."""

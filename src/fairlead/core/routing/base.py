@@ -1,0 +1,171 @@
+"""What every routing policy is: which worker takes this request.
+
+Workers are *slots*: small integers that the dispatcher hands out and reuses, so that the state of a
+fleet is a few parallel lists. A policy reads them through ``Fleet`` and must not write.
+"""
+
+from collections.abc import Sequence
+from random import Random
+from typing import ClassVar, NamedTuple, Protocol
+
+from fairlead.core.model import ClientId, Costs, Request, WorkerId
+from fairlead.core.params import Param
+
+
+class Fleet(Protocol):
+    """A read-only view of all workers. Each list is indexed by slot; empty slots hold zeros."""
+
+    @property
+    def ids(self) -> Sequence[WorkerId]:
+        """Names; an empty string marks a free slot."""
+
+    @property
+    def candidates(self) -> Sequence[int]:
+        """Slots that may take a request now (up, not full, not excluded), ascending."""
+
+    @property
+    def running(self) -> Sequence[int]:
+        """Requests sent to the worker and not ended."""
+
+    @property
+    def queued(self) -> Sequence[int]:
+        """Requests waiting for the worker at the dispatcher."""
+
+    @property
+    def bs(self) -> Sequence[int]:
+        """Batch size: ``running`` + ``queued``."""
+
+    @property
+    def root(self) -> Sequence[float]:
+        """sqrt(bs + 1), kept current so that a decision over many workers need not compute it."""
+
+    @property
+    def pending(self) -> Sequence[int]:
+        """Pending prefill: extend tokens assigned to the worker and not yet computed."""
+
+    @property
+    def kv_used(self) -> Sequence[int]:
+        """KV tokens in use by assigned requests; blocks that requests share count once."""
+
+    @property
+    def kv_cached(self) -> Sequence[int]:
+        """Tokens that the worker's prefix cache is known to hold, in use or not."""
+
+    @property
+    def kv_tokens(self) -> Sequence[int]:
+        """Size of the KV pool in tokens."""
+
+    @property
+    def sequences(self) -> Sequence[int]:
+        """Most requests in a batch."""
+
+    @property
+    def hit_rate(self) -> Sequence[float]:
+        """Recent share of prompt tokens found cached, 0 to 1."""
+
+    @property
+    def engine_waiting(self) -> Sequence[int]:
+        """Requests waiting inside the engine, as it last reported; 0 if it never did."""
+
+    @property
+    def engine_running(self) -> Sequence[int]:
+        """Requests running inside the engine, as it last reported."""
+
+    @property
+    def reported_us(self) -> Sequence[int]:
+        """When ``engine_*`` were read, microseconds; 0 if never. Policies judge their age by it."""
+
+
+class Match(NamedTuple):
+    """How much of one prompt each worker caches."""
+
+    tokens: Sequence[int]
+    """Cached prompt tokens by slot; at most prompt - 1."""
+    best: int
+    """The largest of ``tokens`` over the candidates; 0 when nobody caches any."""
+    holders: Sequence[int]
+    """Candidate slots whose match is ``best``, ascending; empty when ``best`` is 0."""
+    blocks: int = 0
+    """Blocks behind ``best``."""
+
+
+class Choice(NamedTuple):
+    """A routing decision and its reasons."""
+
+    slot: int
+    scores: Sequence[float] = ()
+    """One a candidate, in the order of ``Fleet.candidates``; lower is better. Empty if not scored."""
+    branch: str = ""
+    """The branch of the rule that was taken, for explanations."""
+
+
+class Routing(Protocol):
+    """Which worker? ``choose`` is pure but for the policy's own books; ``assigned`` commits."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    summary: ClassVar[str]
+    params: ClassVar[tuple[Param, ...]]
+
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:
+        """Pick a slot among ``fleet.candidates``; None only if there are none. ``now`` microseconds."""
+
+    def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
+        """The request was given to ``slot``; ``extend_tokens`` of it are to be computed there."""
+
+    def unassigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
+        """An assignment was taken back before any work was done (retry, cancel while queued)."""
+
+    def corrected(self, client: ClientId, slot: int, prompt_tokens: int, extend_tokens: int) -> None:
+        """Real usage differs from what ``assigned`` was told by these signed amounts."""
+
+    def decoded(self, client: ClientId, slot: int, tokens: int) -> None:
+        """``tokens`` output tokens were computed for the client on the slot."""
+
+    def set_weight(self, client: ClientId, weight: float) -> None:
+        """Set a client's weight (> 0; 1 when never set)."""
+
+    def slot_reset(self, slot: int) -> None:
+        """The slot was freed, or belongs to another worker now: forget what was kept for it."""
+
+    def tick(self, now: int) -> None:
+        """Let go of what is old. ``now`` microseconds."""
+
+
+class RoutingContext:
+    """What a routing policy gets besides its own parameters."""
+
+    __slots__ = ("costs", "rng")
+
+    def __init__(self, rng: Random, costs: Costs | None = None) -> None:
+        self.rng = rng
+        """The policy's own random stream; the core makes no randomness itself."""
+        self.costs = costs or Costs()
+
+
+class RoutingBase:
+    """Defaults for policies that keep no books: every notice is ignored."""
+
+    def __init__(self, context: RoutingContext) -> None:
+        self.context = context
+
+    def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
+        """Ignore."""
+
+    def unassigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
+        """Ignore."""
+
+    def corrected(self, client: ClientId, slot: int, prompt_tokens: int, extend_tokens: int) -> None:
+        """Ignore."""
+
+    def decoded(self, client: ClientId, slot: int, tokens: int) -> None:
+        """Ignore."""
+
+    def set_weight(self, client: ClientId, weight: float) -> None:
+        """Ignore."""
+
+    def slot_reset(self, slot: int) -> None:
+        """Ignore."""
+
+    def tick(self, now: int) -> None:
+        """Ignore."""

@@ -1,0 +1,1 @@
+"""A model of one LLM engine: paged KV cache, continuous batching, step time."""
