@@ -72,7 +72,16 @@ def resolve(policy: str, params: tuple[Param, ...], given: Mapping[str, object])
 
 
 def _parse_bool(given: object) -> bool:
-    words = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+    words = {
+        "true": True,
+        "on": True,
+        "yes": True,
+        "1": True,
+        "false": False,
+        "off": False,
+        "no": False,
+        "0": False,
+    }
     if isinstance(given, bool):
         return given
     if isinstance(given, str) and given.lower() in words:
