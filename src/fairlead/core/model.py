@@ -9,7 +9,6 @@ including that block.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
 RequestId = int
 ClientId = str
 WorkerId = str

@@ -37,6 +37,8 @@ class Waiting:
 
 
 Fits = Callable[[Waiting], bool]
+Matched = Callable[[Sequence[BlockKey]], int]
+"""Leading blocks of a prompt that one worker caches now."""
 
 
 class Queue(Protocol):
@@ -56,7 +58,11 @@ class Queue(Protocol):
         """
 
     def cache_stored(self, keys: Iterable[BlockKey]) -> None:
-        """Say that the worker now caches ``keys``; their parents it cached before or in this call."""
+        """Say that the worker now caches ``keys``; their parents it cached before or in this call.
+
+        Of a run of blocks that continue each other the first is enough: who waits for a later one
+        of the run waits for its first.
+        """
 
     def cache_evicted(self, keys: Iterable[BlockKey]) -> None:
         """Say that the worker no longer caches ``keys``."""
@@ -79,8 +85,8 @@ class Ordering(Protocol):
     uses_match: ClassVar[bool]
     """Whether the order depends on what workers cache; if not, callers may skip cache notices."""
 
-    def make_queue(self, number: int, holds: Callable[[BlockKey], bool]) -> Queue:
-        """Make the queue of worker slot ``number``; ``holds`` answers whether it caches a block."""
+    def make_queue(self, number: int, matched: Matched) -> Queue:
+        """Make the queue of worker slot ``number``; ``matched`` asks how much that worker caches."""
 
     def drop_queue(self, number: int) -> None:
         """Forget an empty queue and whatever was kept for it."""
