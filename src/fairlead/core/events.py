@@ -82,6 +82,13 @@ class WorkerDown(NamedTuple):
     """Whether its cache is gone too (it died) or still there (it drains)."""
 
 
+class WorkerGone(NamedTuple):
+    """A worker was taken out for good; its slot is free once its last request ended."""
+
+    at: int
+    worker: WorkerId
+
+
 class WorkerChanged(NamedTuple):
     """A worker's limits or its own load figures were read. None leaves a value as it was."""
 
@@ -133,6 +140,7 @@ Event = (
     | Cancelled
     | WorkerUp
     | WorkerDown
+    | WorkerGone
     | WorkerChanged
     | CacheStored
     | CacheEvicted

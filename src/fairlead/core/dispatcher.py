@@ -1,0 +1,676 @@
+"""The one mind: events in, commands out.
+
+``Dispatcher.step`` routes each request to a worker, keeps a queue for each worker, orders it, and
+admits within credits. Everything is decided and reserved inside the call; the caller does the I/O
+afterwards and reports what came of it as further events.
+
+Credits hold requests back so that fairness can act on them: a worker gets as many sequences and KV
+tokens as it can run at once, counted in this dispatcher's own books, and the rest waits here.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from fairlead.core import events as ev
+from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject, Why
+from fairlead.core.fleet import FleetState
+from fairlead.core.job import Job
+from fairlead.core.ledger import Ledger
+from fairlead.core.lifecycle import ENDS, LifecycleError, State
+from fairlead.core.model import BlockKey, ClientId, Costs, Limits, Request, RequestId
+from fairlead.core.ordering.base import Fits, Ordering, Queue, Waiting
+from fairlead.core.prefix import PrefixIndex
+from fairlead.core.routing.base import Fleet, Match, Routing
+from fairlead.core.shedding import QueueShares
+
+HOUR_US = 3_600_000_000
+_HIT_MEMORY = 0.98  # weight of the past in a worker's hit rate: the last ~50 requests count
+_OUTPUT_MEMORY = 0.98  # likewise for the mean output length
+_MASK_CACHE = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a dispatcher does beside its two policies."""
+
+    costs: Costs = field(default_factory=Costs)
+    max_attempts: int = 3
+    """Workers that one request is tried on before its caller is told that it failed."""
+    retry_ratio: float = 0.2
+    """Retries allowed for each request that arrives, so that an outage is not amplified."""
+    retry_burst: int = 100
+    """Most retries that can be saved up; also what a fresh dispatcher starts with."""
+    max_queued: int = 10_000
+    """Requests that may wait in all; beyond, the client with the longest queue loses its newest."""
+    queue_timeout_us: int = 60_000_000
+    """How long a request may wait before its caller is told to come back; 0 for ever."""
+    max_clients: int = 100_000
+    """Accounts kept; idle ones go first."""
+
+
+class Dispatcher:
+    """State machine over all requests, clients and workers of one gateway, plugin or simulation.
+
+    ``routing`` and ``ordering`` are the two policies. ``weights`` gives a client's weight (default
+    1). Time is whatever the events say, in microseconds; it never runs backwards here.
+    """
+
+    def __init__(
+        self,
+        routing: Routing,
+        ordering: Ordering,
+        settings: Settings | None = None,
+        weights: Mapping[ClientId, float] | None = None,
+    ) -> None:
+        self.routing = routing
+        self.ordering = ordering
+        self.settings = settings or Settings()
+        self.ledger = Ledger(self.settings.costs)
+        self.fleet = FleetState()
+        self.index = PrefixIndex(self._on_stored, self._on_evicted)
+        self.shares = QueueShares()
+        self.jobs: dict[RequestId, Job] = {}
+        """Requests that have not ended."""
+        self.ended = dict.fromkeys(ENDS, 0)
+        self.arrived = 0
+        self.retries = 0
+        self.now = 0
+        self._queues: list[Queue | None] = []
+        self._fits_on: list[Fits] = []
+        self._kv_extra: list[int] = []
+        self._hits: list[tuple[float, float]] = []
+        self._exact: list[bool] = []
+        self._leaving: set[int] = set()
+        self._parked: dict[RequestId, Job] = {}
+        self._deadlines: deque[tuple[int, RequestId]] = deque()
+        self._seq = 0
+        self._retry_tokens = float(self.settings.retry_burst)
+        self._block_tokens = self._sized_for = 16.0
+        self._mean_output = 128.0
+        self._slots_of: dict[int, tuple[int, ...]] = {}
+        self._next_forget = 0
+        self._handlers: dict[type, Callable[..., None]] = {
+            ev.Arrived: self._arrived,
+            ev.FirstToken: self._first_token,
+            ev.Progressed: self._progressed,
+            ev.Finished: self._finished,
+            ev.Failed: self._failed,
+            ev.Cancelled: self._cancelled,
+            ev.WorkerUp: self._worker_up,
+            ev.WorkerDown: self._worker_down,
+            ev.WorkerGone: self._worker_gone,
+            ev.WorkerChanged: self._worker_changed,
+            ev.CacheStored: self._cache_stored,
+            ev.CacheEvicted: self._cache_evicted,
+            ev.CacheCleared: self._cache_cleared,
+            ev.Tick: self._tick,
+        }
+        for client, weight in (weights or {}).items():
+            self.set_weight(client, weight)
+
+    # ------------------------------------------------------------------ the boundary
+
+    def step(self, event: ev.Event) -> list[Command]:
+        """Take in one event and return what to do, in order.
+
+        Raises ``LifecycleError`` for an event about an unknown or ended request, or an illegal move,
+        and ``KeyError`` for an unknown worker; nothing has changed then.
+        """
+        self.now = max(self.now, event.at)
+        out: list[Command] = []
+        self._handlers[type(event)](event, out)
+        return out
+
+    def set_weight(self, client: ClientId, weight: float) -> None:
+        """Set a client's weight; raises ValueError unless it is positive and finite."""
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"weight of client '{client}' must be positive, not {weight!r}")
+        self.ledger.account(client).weight = weight
+        self.ordering.set_weight(client, weight)
+        self.routing.set_weight(client, weight)
+
+    @property
+    def queued(self) -> int:
+        """Requests waiting for a worker."""
+        return self.shares.total
+
+    @property
+    def running(self) -> int:
+        """Requests sent to a worker and not ended."""
+        return len(self.jobs) - self.shares.total
+
+    # ------------------------------------------------------------------ requests
+
+    def _arrived(self, event: ev.Arrived, out: list[Command]) -> None:
+        request = event.request
+        if request.rid in self.jobs:
+            raise LifecycleError(f"request {request.rid} arrived twice")
+        self.arrived += 1
+        self._seq += 1
+        settings = self.settings
+        if self._retry_tokens < settings.retry_burst:
+            self._retry_tokens += settings.retry_ratio
+        job = Job(request, self._seq)
+        if not self.fleet.slots:
+            self._refuse_new(job, out, "no_worker", "no worker is known")
+            return
+        if self._full() and not self._shed_for(request.client, out):
+            self._refuse_new(job, out, "queue_full", f"{self.shares.total} requests are waiting already")
+            return
+        self.jobs[request.rid] = job
+        self._enqueue(job, out)
+
+    def _refuse_new(self, job: Job, out: list[Command], code: str, message: str) -> None:
+        job.move("reject")
+        self.ended[State.REJECTED] += 1
+        out.append(Reject(job.request.rid, code, message))
+
+    def _full(self) -> bool:
+        fleet = self.fleet
+        return self.shares.total >= self.settings.max_queued or (not fleet.candidates and any(fleet.up))
+
+    def _shed_for(self, client: ClientId, out: list[Command]) -> bool:
+        """Make room for ``client`` by dropping the newest of one with more waiting."""
+        victim = self.shares.victim()
+        if victim is None or self.shares.count(victim[0]) <= self.shares.count(client) + 1:
+            return False
+        job = self.jobs[victim[1]]
+        self._leave_queue(job)
+        self._end(job, "reject")
+        out.append(Reject(victim[1], "queue_full", "the queue is full and this client has most waiting"))
+        return not self._full()
+
+    def _first_token(self, event: ev.FirstToken, out: list[Command]) -> None:
+        job = self._job(event.rid)
+        job.move("first_token")
+        self.fleet.pending[job.slot] -= job.pending
+        job.pending = 0
+
+    def _progressed(self, event: ev.Progressed, out: list[Command]) -> None:
+        job = self._job(event.rid)
+        job.move("progress")
+        self._charge_output(job, event.tokens)
+
+    def _charge_output(self, job: Job, tokens: int) -> None:
+        client = job.request.client
+        job.decoded += tokens
+        self.ledger.decoded(client, tokens)
+        self.ordering.decoded(job.slot, client, tokens)
+        self.routing.decoded(client, job.slot, tokens)
+        expected = self._expected_output(job.request)
+        over = max(job.decoded - expected, 0) - max(job.decoded - tokens - expected, 0)
+        if over:
+            job.kv_extra += over
+            self._kv_extra[job.slot] += over
+
+    def _finished(self, event: ev.Finished, out: list[Command]) -> None:
+        job = self._job(event.rid)
+        job.move("finish")
+        request, slot = job.request, job.slot
+        if event.output_tokens is not None and event.output_tokens != job.decoded:
+            self._charge_output(job, event.output_tokens - job.decoded)
+        prompt = request.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
+        if event.cached_tokens is not None:
+            extend = prompt - event.cached_tokens
+        elif event.prompt_tokens is not None:
+            extend = max(prompt - job.matched, 1)
+        else:
+            extend = job.extend
+        self._settle(job, prompt - request.prompt_tokens, extend)
+        self._mean_output += (job.decoded - self._mean_output) * (1 - _OUTPUT_MEMORY)
+        self.ledger.account(request.client).requests += 1
+        self._leave_worker(job, computed=True)
+        self.ended[State.DONE] += 1
+        del self.jobs[event.rid]
+        self._pump(slot, out)
+
+    def _settle(self, job: Job, prompt_change: int, extend: int) -> None:
+        """Book the prompt work that was really done, in place of what was reserved."""
+        client, slot, change = job.request.client, job.slot, extend - job.extend
+        self.ledger.settle(client, job.extend, extend)
+        if change or prompt_change:
+            self.ordering.corrected(slot, client, prompt_change, change)
+            self.routing.corrected(client, slot, prompt_change, change)
+
+    def _failed(self, event: ev.Failed, out: list[Command]) -> None:
+        job = self._job(event.rid)
+        slot = job.slot
+        if job.state is State.QUEUED:
+            raise LifecycleError(f"request {event.rid} is queued: it cannot fail on a worker")
+        if job.state is State.DECODING:
+            self._end_running(job, "fail")
+            out.append(Fail(event.rid, event.reason))
+        else:
+            self._refund(job)
+            if event.retryable and job.attempts < self.settings.max_attempts and self._retry_tokens >= 1:
+                self._retry(job, out)
+            else:
+                self._end(job, "fail")
+                out.append(Fail(event.rid, event.reason))
+        self._pump(slot, out)
+
+    def _retry(self, job: Job, out: list[Command]) -> None:
+        """Queue a request again, on another worker if there is one; it keeps its place by arrival."""
+        self._retry_tokens -= 1
+        self.retries += 1
+        job.move("retry")
+        job.tried = (*job.tried, job.slot)
+        job.slot = -1
+        job.item = Waiting(job.request, job.item.seq)
+        self._enqueue(job, out)
+
+    def _enqueue(self, job: Job, out: list[Command]) -> None:
+        rid, timeout = job.request.rid, self.settings.queue_timeout_us
+        self.shares.add(job.request.client, rid)
+        if timeout:
+            self._deadlines.append((self.now + timeout, rid))
+        self._route(job, out)
+
+    def _refund(self, job: Job) -> None:
+        """Take back everything that an attempt was charged, since the worker did no work for it."""
+        request, slot = job.request, job.slot
+        self.ledger.refund(request.client, job.extend)
+        self.ordering.corrected(slot, request.client, -request.prompt_tokens, -job.extend)
+        self.routing.unassigned(request, slot, job.extend, self.now)
+        self._leave_worker(job, computed=False)
+
+    def _cancelled(self, event: ev.Cancelled, out: list[Command]) -> None:
+        job = self._job(event.rid)
+        slot = job.slot
+        if job.state is State.QUEUED:
+            self._leave_queue(job)
+            self._end(job, "cancel")
+        else:
+            worker = self.fleet.ids[slot]
+            # What was admitted stays charged: else hanging up before the first token would be free.
+            self._end_running(job, "cancel")
+            out.append(Cancel(event.rid, worker))
+            self._pump(slot, out)
+
+    def _end_running(self, job: Job, what: str) -> None:
+        """End a request on its worker, with its reservation taken as the work that was done."""
+        self.ledger.settle(job.request.client, job.extend, job.extend)
+        self._leave_worker(job, computed=job.state is State.DECODING)
+        self._end(job, what)
+
+    def _end(self, job: Job, what: str) -> None:
+        job.move(what)
+        self.ended[job.state] += 1
+        del self.jobs[job.request.rid]
+        if job.slot in self._leaving:
+            self._free_if_empty(job.slot)
+
+    def _job(self, rid: RequestId) -> Job:
+        job = self.jobs.get(rid)
+        if job is None:
+            raise LifecycleError(f"request {rid} is unknown or has ended")
+        return job
+
+    # ------------------------------------------------------------------ routing and admission
+
+    def _route(self, job: Job, out: list[Command]) -> None:
+        """Choose a worker for a queued request, put it in that worker's queue, and admit."""
+        request, fleet = job.request, self.fleet
+        if job.tried and not self._avoid(job.tried):
+            choice = None
+        else:
+            match = self._match(request)
+            choice = self.routing.choose(request, match, fleet, self.now)
+            job.candidates = fleet.candidates
+        if job.tried:
+            fleet.refresh()
+        if choice is None:
+            self._parked[request.rid] = job
+            return
+        slot = choice.slot
+        queue = self._queues[slot]
+        assert queue is not None
+        self._block_tokens = request.block_tokens
+        job.slot, job.choice = slot, choice
+        job.matched = match.tokens[slot]
+        job.extend = job.pending = extend = request.prompt_tokens - job.matched
+        self.routing.assigned(request, slot, extend, self.now)
+        job.claim = self.index.claim(slot, request.keys)
+        fleet.pending[slot] += extend
+        fleet.add_queued(slot, 1)
+        queue.push(job.item, self.index.ready_of(job.claim))
+        self._pump(slot, out)
+        if job.state is State.QUEUED:
+            self._count_kv(slot)
+
+    def _avoid(self, tried: tuple[int, ...]) -> bool:
+        """Leave workers that failed a request out of the candidates, unless no other is left."""
+        fleet = self.fleet
+        others = [s for s in fleet.candidates if s not in tried]
+        if others:
+            fleet.candidates, fleet.candidate_mask = others, sum(1 << s for s in others)
+        return bool(fleet.candidates)
+
+    def _match(self, request: Request) -> Match:
+        """Ask the index how much of the prompt each worker caches, for all workers at once."""
+        fleet = self.fleet
+        tokens = [0] * len(fleet.ids)
+        best = blocks_best = 0
+        holders: tuple[int, ...] = ()
+        candidate_mask = fleet.candidate_mask
+        for blocks, mask in self.index.match(request.keys):
+            matched = request.matched_tokens(blocks)
+            for slot in self._slots(mask):
+                tokens[slot] = matched
+            if not holders and mask & candidate_mask and matched:
+                best, blocks_best = matched, blocks
+                holders = self._slots(mask & candidate_mask)
+        return Match(tokens, best, holders, blocks_best)
+
+    def _slots(self, mask: int) -> tuple[int, ...]:
+        """Return the slots of a mask. The same few masks recur, so the answers are kept."""
+        found = self._slots_of.get(mask)
+        if found is None:
+            if len(self._slots_of) >= _MASK_CACHE:
+                self._slots_of.clear()
+            slots = []
+            rest = mask
+            while rest:
+                low = rest & -rest
+                slots.append(low.bit_length() - 1)
+                rest ^= low
+            found = self._slots_of[mask] = tuple(slots)
+        return found
+
+    def _pump(self, slot: int, out: list[Command]) -> None:
+        """Admit from one worker's queue for as long as it has credit."""
+        if slot < 0:
+            return
+        fleet = self.fleet
+        queue = self._queues[slot]
+        if queue is None or not fleet.queued[slot] or not fleet.up[slot]:
+            return
+        fits = self._fits_on[slot]
+        while fleet.queued[slot] and fleet.running[slot] < fleet.sequences[slot]:
+            item = queue.head(fits)
+            if item is None or not fits(item):
+                break
+            queue.discard(item)
+            self._admit(self.jobs[item.rid], slot, out)
+        self._count_kv(slot)
+
+    def _fits(self, slot: int, item: Waiting) -> bool:
+        """Say whether the worker's credit covers one more. An idle worker takes anything.
+
+        A request that can never fit is for the engine to refuse: it knows its own limit exactly.
+        """
+        fleet = self.fleet
+        running = fleet.running[slot]
+        if not running:
+            return True
+        if running >= fleet.sequences[slot]:
+            return False
+        in_use = self.index.pinned(slot) * self._block_tokens + self._kv_extra[slot]
+        request = item.request
+        need = request.prompt_tokens - item.matched_tokens + self._expected_output(request)
+        return in_use + need <= fleet.kv_tokens[slot]
+
+    def _expected_output(self, request: Request) -> int:
+        expected = int(self._mean_output)
+        return expected if request.max_tokens is None else min(expected, request.max_tokens)
+
+    def _admit(self, job: Job, slot: int, out: list[Command]) -> None:
+        """Reserve everything for one request and say that it is to be sent."""
+        request, fleet = job.request, self.fleet
+        claim, choice = job.claim, job.choice
+        assert claim is not None
+        assert choice is not None
+        rid, client = request.rid, request.client
+        matched = request.matched_tokens(self.index.start(claim))
+        extend = request.prompt_tokens - matched
+        if extend != job.extend:
+            self.routing.corrected(client, slot, 0, extend - job.extend)
+            fleet.pending[slot] += extend - job.pending
+            job.extend = job.pending = extend
+            job.matched = matched
+        job.move("dispatch")
+        job.attempts += 1
+        job.kv_extra = max(
+            0, request.prompt_tokens - int(len(request.keys) * request.block_tokens)
+        ) + self._expected_output(request)
+        self._kv_extra[slot] += job.kv_extra
+        self.shares.remove(client, rid)
+        fleet.start(slot)
+        self.ledger.reserve(client, extend, self.now)
+        why = Why(
+            choice.branch or self.routing.name,
+            choice.scores,
+            job.candidates,
+            matched,
+            self.ordering.credit(slot, client),
+        )
+        self.ordering.admitted(slot, job.item, extend)
+        hits, total = self._hits[slot]
+        self._hits[slot] = hits, total = (
+            hits * _HIT_MEMORY + matched,
+            total * _HIT_MEMORY + request.prompt_tokens,
+        )
+        fleet.hit_rate[slot] = hits / total if total else 0.0
+        out.append(Dispatch(rid, fleet.ids[slot], job.attempts, why))
+
+    def _leave_queue(self, job: Job) -> None:
+        """Take a queued request out of its worker's queue, or of the parked ones; it costs nothing."""
+        request, slot = job.request, job.slot
+        self.shares.remove(request.client, request.rid)
+        if slot < 0:
+            del self._parked[request.rid]
+            return
+        queue = self._queues[slot]
+        assert queue is not None
+        assert job.claim is not None
+        queue.discard(job.item)
+        self.index.abandon(job.claim)
+        self.routing.unassigned(request, slot, job.extend, self.now)
+        self.fleet.pending[slot] -= job.pending
+        job.pending = 0
+        self.fleet.add_queued(slot, -1)
+        self._count_kv(slot)
+
+    def _leave_worker(self, job: Job, *, computed: bool) -> None:
+        """Give back the credit of a running request; its blocks stay cached if they were computed."""
+        slot = job.slot
+        assert job.claim is not None
+        if computed:
+            self.index.end(job.claim)
+        else:
+            self.index.abandon(job.claim)
+        self.fleet.pending[slot] -= job.pending
+        job.pending = 0
+        self._kv_extra[slot] -= job.kv_extra
+        job.kv_extra = 0
+        self.fleet.end(slot)
+        self._count_kv(slot)
+
+    def _count_kv(self, slot: int) -> None:
+        tokens = self._block_tokens
+        self.fleet.kv_used[slot] = int(self.index.in_use(slot) * tokens) + self._kv_extra[slot]
+        self.fleet.kv_cached[slot] = int(self.index.cached(slot) * tokens)
+
+    # ------------------------------------------------------------------ workers and their caches
+
+    def _worker_up(self, event: ev.WorkerUp, out: list[Command]) -> None:
+        fleet, limits = self.fleet, event.limits
+        slot = fleet.slots.get(event.worker)
+        blocks = self._blocks(limits)
+        if slot is None:
+            slot = fleet.join(event.worker)
+            if slot == len(self._queues):
+                self._queues.append(None)
+                self._fits_on.append(partial(self._fits, slot))
+                self._kv_extra.append(0)
+                self._hits.append((0.0, 0.0))
+                self._exact.append(False)
+            self.index.add(slot, blocks, event.exact)
+            self._queues[slot] = self.ordering.make_queue(slot, partial(self.index.ready, slot))
+            self._hits[slot] = (0.0, 0.0)
+            self.routing.slot_reset(slot)
+        else:
+            self._leaving.discard(slot)
+            self.index.resize(slot, blocks)
+            if self._exact[slot] is not event.exact:
+                self.index.clear(slot, event.exact)
+        self._exact[slot] = event.exact
+        fleet.set_limits(slot, limits)
+        fleet.set_up(slot, up=True)
+        parked, self._parked = self._parked, {}
+        for job in parked.values():
+            self._route(job, out)
+        self._pump(slot, out)
+
+    def _blocks(self, limits: Limits) -> int:
+        return max(1, int(limits.kv_tokens / self._block_tokens))
+
+    def _worker_down(self, event: ev.WorkerDown, out: list[Command]) -> None:
+        slot = self.fleet.slots[event.worker]
+        self.fleet.set_up(slot, up=False)
+        queue = self._queues[slot]
+        assert queue is not None
+        moved = sorted((self.jobs[item.rid] for item in queue), key=lambda job: job.item.seq)
+        for job in moved:
+            self._leave_queue(job)
+        if event.forget_cache:
+            self.index.clear(slot, self._exact[slot])
+            self._count_kv(slot)
+        for job in moved:
+            self.shares.add(job.request.client, job.request.rid)
+            job.slot = -1
+            self._route(job, out)
+
+    def _worker_gone(self, event: ev.WorkerGone, out: list[Command]) -> None:
+        slot = self.fleet.slots[event.worker]
+        if self.fleet.up[slot]:
+            self._worker_down(ev.WorkerDown(event.at, event.worker), out)
+        self._leaving.add(slot)
+        self._free_if_empty(slot)
+
+    def _free_if_empty(self, slot: int) -> None:
+        if self.fleet.bs[slot]:
+            return
+        self._leaving.discard(slot)
+        self.index.drop(slot)
+        self.ordering.drop_queue(slot)
+        self.routing.slot_reset(slot)
+        self._queues[slot] = None
+        self._kv_extra[slot] = 0
+        self.fleet.leave(slot)
+
+    def _worker_changed(self, event: ev.WorkerChanged, out: list[Command]) -> None:
+        fleet = self.fleet
+        slot = fleet.slots[event.worker]
+        if event.limits is not None:
+            fleet.set_limits(slot, event.limits)
+            self.index.resize(slot, self._blocks(event.limits))
+        if event.engine_running is not None or event.engine_waiting is not None:
+            fleet.engine_running[slot] = event.engine_running or 0
+            fleet.engine_waiting[slot] = event.engine_waiting or 0
+            fleet.reported_us[slot] = self.now
+        self._pump(slot, out)
+
+    def _cache_stored(self, event: ev.CacheStored, out: list[Command]) -> None:
+        slot = self.fleet.slots[event.worker]
+        self.index.stored(slot, event.keys, event.parent)
+        self._pump(slot, out)
+
+    def _cache_evicted(self, event: ev.CacheEvicted, out: list[Command]) -> None:
+        self.index.evicted(self.fleet.slots[event.worker], event.keys)
+
+    def _cache_cleared(self, event: ev.CacheCleared, out: list[Command]) -> None:
+        slot = self.fleet.slots[event.worker]
+        self.index.clear(slot, event.exact)
+        self._exact[slot] = event.exact
+        self._count_kv(slot)
+
+    def _on_stored(self, slot: int, keys: Iterable[BlockKey]) -> None:
+        queue = self._queues[slot]
+        if queue is not None and self.fleet.queued[slot] and self.ordering.uses_match:
+            queue.cache_stored(keys)
+
+    def _on_evicted(self, slot: int, keys: Iterable[BlockKey]) -> None:
+        queue = self._queues[slot]
+        if queue is not None and self.fleet.queued[slot] and self.ordering.uses_match:
+            queue.cache_evicted(keys)
+
+    # ------------------------------------------------------------------ time
+
+    def _tick(self, event: ev.Tick, out: list[Command]) -> None:
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= self.now:
+            _, rid = deadlines.popleft()
+            job = self.jobs.get(rid)
+            if job is not None and job.state is State.QUEUED:
+                self._leave_queue(job)
+                self._end(job, "reject")
+                seconds = self.settings.queue_timeout_us / 1e6
+                out.append(Reject(rid, "queue_timeout", f"no worker had room within {seconds:g} s"))
+        if len(deadlines) > 2 * self.shares.total + 1000:
+            waiting = ((at, rid) for at, rid in deadlines if rid in self.jobs)
+            self._deadlines = deque(entry for entry in waiting if self.jobs[entry[1]].state is State.QUEUED)
+        if abs(self._block_tokens - self._sized_for) > 0.05 * self._sized_for:
+            self._sized_for = self._block_tokens
+            for slot in self.fleet.slots.values():
+                self.index.resize(slot, max(1, int(self.fleet.kv_tokens[slot] / self._block_tokens)))
+        self.ordering.tick(self.now)
+        self.routing.tick(self.now)
+        if self.now >= self._next_forget:
+            self._next_forget = self.now + 60_000_000
+            self.ledger.forget_idle(self.now - HOUR_US, self.settings.max_clients)
+
+    # ------------------------------------------------------------------ checks
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken. Costs time in proportion to all state."""
+        fleet = self.fleet
+        states = [job.state for job in self.jobs.values()]
+        waiting = sum(state is State.QUEUED for state in states)
+        assert self.arrived == len(self.jobs) + sum(self.ended.values()), "a request was lost"
+        assert waiting == self.shares.total == len(self._parked) + sum(fleet.queued), "queue counts differ"
+        assert len(states) - waiting == sum(fleet.running), "running counts differ"
+        self.ledger.check()
+        self.ordering.check()
+        self.index.check()
+        outstanding = dict.fromkeys(self.ledger.accounts, 0)
+        for job in self.jobs.values():
+            if job.state is not State.QUEUED:
+                outstanding[job.request.client] += job.extend * self.settings.costs.extend
+        for client, account in self.ledger.accounts.items():
+            assert account.outstanding == outstanding[client], f"outstanding work of {client} differs"
+        for slot in fleet.slots.values():
+            self._check_slot(slot)
+
+    def _check_slot(self, slot: int) -> None:
+        fleet, queue = self.fleet, self._queues[slot]
+        assert queue is not None
+        mine = [job for job in self.jobs.values() if job.slot == slot]
+        name = fleet.ids[slot]
+        assert fleet.queued[slot] == len(queue), f"{name}: queue length differs"
+        assert fleet.bs[slot] == fleet.queued[slot] + fleet.running[slot] == len(mine), (
+            f"{name}: batch differs"
+        )
+        assert fleet.pending[slot] == sum(job.pending for job in mine), f"{name}: pending prefill differs"
+        assert self._kv_extra[slot] == sum(job.kv_extra for job in mine), f"{name}: KV books differ"
+        for item in queue:
+            assert item.matched == self.index.ready(slot, item.keys), f"{name}: stale match of {item!r}"
+        if fleet.up[slot] and queue and fleet.running[slot] < fleet.sequences[slot]:
+            head = queue.head(self._fits_on[slot])
+            assert head is None or not self._fits(slot, head), f"{name} idles while {head!r} fits"
+
+    def __repr__(self) -> str:
+        fleet = self.fleet
+        workers = " ".join(
+            f"{fleet.ids[s]}:{'up' if fleet.up[s] else 'down'} "
+            f"{fleet.running[s]}/{fleet.sequences[s]}+{fleet.queued[s]}"
+            for s in sorted(fleet.slots.values())
+        )
+        ends = " ".join(f"{state}={count}" for state, count in self.ended.items())
+        return f"<Dispatcher queued={self.queued} running={self.running} {ends} | {workers}>"
+
+    def view(self) -> Fleet:
+        """Return the read-only view of the fleet that policies see."""
+        return self.fleet

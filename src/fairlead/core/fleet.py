@@ -1,0 +1,115 @@
+"""The state of all workers as parallel lists, one entry a slot.
+
+Slots are reused, so that lists stay as long as the largest number of workers ever present at once,
+and a decision over a thousand workers is a few passes over plain lists of numbers.
+"""
+
+from math import sqrt
+
+from fairlead.core.model import Limits, WorkerId
+
+_ROOTS = [sqrt(n + 1) for n in range(4096)]
+
+
+class FleetState:
+    """The writable side of ``routing.base.Fleet``. Only the dispatcher writes to it."""
+
+    def __init__(self) -> None:
+        self.ids: list[WorkerId] = []
+        self.slots: dict[WorkerId, int] = {}
+        self.up: list[bool] = []
+        self.candidates: list[int] = []
+        self.candidate_mask = 0
+        self.running: list[int] = []
+        self.queued: list[int] = []
+        self.bs: list[int] = []
+        self.root: list[float] = []
+        self.pending: list[int] = []
+        self.kv_used: list[int] = []
+        self.kv_cached: list[int] = []
+        self.kv_tokens: list[int] = []
+        self.sequences: list[int] = []
+        self.queue_limit: list[int] = []
+        self.hit_rate: list[float] = []
+        self.engine_waiting: list[int] = []
+        self.engine_running: list[int] = []
+        self.reported_us: list[int] = []
+        self._free: list[int] = []
+
+    def join(self, worker: WorkerId) -> int:
+        """Give ``worker`` a slot, the lowest free one, and return it."""
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot = len(self.ids)
+            self._grow()
+        self.ids[slot] = worker
+        self.slots[worker] = slot
+        return slot
+
+    def _grow(self) -> None:
+        self.ids.append("")
+        self.up.append(False)
+        for zeros in (
+            self.running, self.queued, self.bs, self.pending, self.kv_used, self.kv_cached, self.kv_tokens,
+            self.sequences, self.queue_limit, self.engine_waiting, self.engine_running, self.reported_us,
+        ):  # fmt: skip
+            zeros.append(0)
+        self.hit_rate.append(0.0)
+        self.root.append(1.0)
+
+    def leave(self, slot: int) -> None:
+        """Free the slot of a worker that has nothing queued or running."""
+        assert not self.bs[slot], f"worker {self.ids[slot]} leaves with requests"
+        del self.slots[self.ids[slot]]
+        self.ids[slot] = ""
+        self.up[slot] = False
+        for numbers in (self.pending, self.kv_used, self.kv_cached, self.kv_tokens, self.sequences):
+            numbers[slot] = 0
+        self.queue_limit[slot] = self.engine_waiting[slot] = self.engine_running[slot] = 0
+        self.reported_us[slot] = 0
+        self.hit_rate[slot] = 0.0
+        self._free.append(slot)
+        self._free.sort(reverse=True)
+        self.refresh()
+
+    def set_limits(self, slot: int, limits: Limits) -> None:
+        """Take over what the worker can hold."""
+        self.sequences[slot] = limits.sequences
+        self.kv_tokens[slot] = limits.kv_tokens
+        self.queue_limit[slot] = limits.queue
+        self.refresh()
+
+    def set_up(self, slot: int, up: bool) -> None:
+        """Let the worker take requests, or not."""
+        self.up[slot] = up
+        self.refresh()
+
+    def add_queued(self, slot: int, change: int) -> None:
+        """One request more (+1) or fewer (-1) waits for the worker."""
+        before = self.queued[slot]
+        self.queued[slot] = after = before + change
+        self.bs[slot] = bs = self.bs[slot] + change
+        self.root[slot] = _ROOTS[bs] if bs < 4096 else sqrt(bs + 1)
+        limit = self.queue_limit[slot]
+        if (before < limit) is not (after < limit):
+            self.refresh()
+
+    def start(self, slot: int) -> None:
+        """One request goes from waiting to running: the batch size stays."""
+        before = self.queued[slot]
+        self.queued[slot] = before - 1
+        self.running[slot] += 1
+        if before == self.queue_limit[slot]:
+            self.refresh()
+
+    def end(self, slot: int) -> None:
+        """One running request ended."""
+        self.running[slot] -= 1
+        self.bs[slot] = bs = self.bs[slot] - 1
+        self.root[slot] = _ROOTS[bs] if bs < 4096 else sqrt(bs + 1)
+
+    def refresh(self) -> None:
+        """Find the candidates again. O(slots), on changes of health and of a full queue only."""
+        self.candidates = [s for s, up in enumerate(self.up) if up and self.queued[s] < self.queue_limit[s]]
+        self.candidate_mask = sum(1 << s for s in self.candidates)
