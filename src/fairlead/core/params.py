@@ -1,8 +1,11 @@
 """Parameters of a policy, declared once: the CLI, the docs and the error messages read them here."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+V = TypeVar("V", bool, int, float, str)
 
 
 class PolicyError(ValueError):
@@ -22,6 +25,32 @@ class Param(NamedTuple):
 
 
 Value = bool | int | float | str
+
+
+class Values(dict[str, Value]):
+    """The checked value of every parameter of one policy, with a typed way to read each kind."""
+
+    def flag(self, name: str) -> bool:
+        """Return an on-or-off parameter."""
+        return self._typed(name, bool)
+
+    def integer(self, name: str) -> int:
+        """Return a whole number."""
+        return self._typed(name, int)
+
+    def number(self, name: str) -> float:
+        """Return a number that may have a fraction."""
+        return self._typed(name, float)
+
+    def word(self, name: str) -> str:
+        """Return a name or a choice."""
+        return self._typed(name, str)
+
+    def _typed(self, name: str, kind: type[V]) -> V:
+        value = self[name]
+        if not isinstance(value, kind):
+            raise TypeError(f"parameter '{name}' is a {type(value).__name__}, not a {kind.__name__}")
+        return value
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -49,26 +78,28 @@ def parse_value(policy: str, param: Param, given: object) -> Value:
             value = float(given) if isinstance(given, (int, float, str)) else float("nan")
         else:
             value = str(given)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise PolicyError(f"{where} takes {_describe(param)}, not {given!r}") from None
     if param.choices and value not in param.choices:
         raise PolicyError(f"{where} takes {_describe(param)}, not {given!r}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low = float("-inf") if param.low is None else param.low
         high = float("inf") if param.high is None else param.high
-        if not low <= value <= high:
+        if not (low <= value <= high and math.isfinite(value)):
             raise PolicyError(f"{where} takes {_describe(param)}, not {given!r}")
     return value
 
 
-def resolve(policy: str, params: tuple[Param, ...], given: Mapping[str, object]) -> dict[str, Value]:
+def resolve(policy: str, params: tuple[Param, ...], given: Mapping[str, object]) -> Values:
     """Return the value of every parameter. Unknown names raise and list the valid ones."""
     known = {p.name: p for p in params}
     for name in given:
         if name not in known:
             valid = ", ".join(known) or "none"
             raise PolicyError(f"{policy}: unknown parameter '{name}' (valid: {valid}){nearest(name, known)}")
-    return {p.name: parse_value(policy, p, given[p.name]) if p.name in given else p.default for p in params}
+    return Values(
+        (p.name, parse_value(policy, p, given[p.name]) if p.name in given else p.default) for p in params
+    )
 
 
 def _parse_bool(given: object) -> bool:

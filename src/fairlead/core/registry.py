@@ -1,20 +1,20 @@
 """One registry for both kinds of policy. A policy is one file and one line in its package's tuple."""
 
 from collections.abc import Iterable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
-from fairlead.core.params import Param, PolicyError, Value, nearest, resolve
+from fairlead.core.params import Param, PolicyError, Values, nearest, resolve
 
 
 class Described(Protocol):
     """What a policy class says of itself."""
 
-    name: str
-    source: str
+    name: ClassVar[str]
+    source: ClassVar[str]
     """Where the rule comes from: paper and section, or project."""
-    summary: str
+    summary: ClassVar[str]
     """The rule in one line."""
-    params: tuple[Param, ...]
+    params: ClassVar[tuple[Param, ...]]
 
 
 P = TypeVar("P", bound=Described)
@@ -25,7 +25,11 @@ class Registry(Generic[P]):
 
     def __init__(self, kind: str, classes: Iterable[type[P]]) -> None:
         self.kind = kind
-        self._classes = {c.name: c for c in classes}
+        self._classes: dict[str, type[P]] = {}
+        for cls in classes:
+            if cls.name in self._classes:
+                raise ValueError(f"two classes are called '{cls.name}', each {kind} needs a name of its own")
+            self._classes[cls.name] = cls
 
     def names(self) -> list[str]:
         """Return the names in the order of registration."""
@@ -39,7 +43,7 @@ class Registry(Generic[P]):
             raise PolicyError(f"unknown {self.kind} '{name}' (valid: {valid}){nearest(name, self._classes)}")
         return found
 
-    def resolve(self, name: str, given: Mapping[str, object] | None = None) -> dict[str, Value]:
+    def resolve(self, name: str, given: Mapping[str, object] | None = None) -> Values:
         """Return every parameter of ``name`` with ``given`` applied and checked."""
         return resolve(name, self.get(name).params, given or {})
 
@@ -52,5 +56,8 @@ def parse_spec(spec: str) -> tuple[str, dict[str, object]]:
         key, equals, value = part.partition("=")
         if not equals:
             raise PolicyError(f"{name}: '{part}' is not key=value (write {name}:key=value,key=value)")
-        given[key.strip()] = value.strip()
+        key = key.strip()
+        if key in given:
+            raise PolicyError(f"{name}: parameter '{key}' is given twice")
+        given[key] = value.strip()
     return name.strip(), given
