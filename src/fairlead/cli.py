@@ -1,0 +1,56 @@
+"""The command line: one sub-command a module, imported only when it is used."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fairlead import __version__
+from fairlead.core.params import PolicyError
+
+
+class _Command(NamedTuple):
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "serve": _Command("fairlead.gateway.command", "the gateway: OpenAI-compatible, in front of your engines"),
+    "engine": _Command("fairlead.engine.command", "a model of an LLM engine, served over HTTP"),
+    "demo": _Command(
+        "fairlead.demo.command", "four engines, the gateway, three clients: the difference, live"
+    ),
+    "policies": _Command("fairlead.policies", "every ordering and routing policy, its source and parameters"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``fairlead``. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="fairlead",
+        description="Schedules LLM requests: fair to clients, prefix-cache aware, balanced over workers.",
+    )
+    parser.add_argument("--version", action="version", version=f"fairlead {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    # Only the chosen command's module is imported: `fairlead serve` must not pay for the demo's table.
+    chosen = next((word for word in words if word in COMMANDS), None)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        if name == chosen:
+            module = importlib.import_module(command.module)
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    args = parser.parse_args(words)
+    try:
+        return int(args.run(args))
+    except PolicyError as error:
+        print(f"fairlead {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
