@@ -214,7 +214,7 @@ class Driver:
 
     def cache(self, kind: str, name: str) -> None:
         slot = self.d.fleet.slots[name]
-        if not self.d.index.is_exact(slot):
+        if not self.d._exact[slot]:
             return
         if kind == "cleared":
             self.send(ev.CacheCleared(self.now, name, exact=True))

@@ -60,7 +60,7 @@ def test_invariant_10_every_request_ends_once_when_the_world_drains(seed: int) -
         elif driver.d.fleet.candidates or any(driver.d.fleet.up):
             raise AssertionError(f"requests are stuck: {driver.d!r}")
     assert driver.d.arrived == sum(driver.d.ended.values()) == driver.rid
-    assert driver.d.index.in_use(driver.d.fleet.slots["w1"]) == 0
+    assert driver.d.index.assigned(driver.d.fleet.slots["w1"]) == 0
     assert all(a.outstanding == 0 for a in driver.d.ledger.accounts.values())
     assert all(p == 0 for p in driver.d.fleet.pending)
 

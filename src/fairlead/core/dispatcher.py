@@ -335,7 +335,7 @@ class Dispatcher:
         job.claim = self.index.claim(slot, request.keys)
         fleet.pending[slot] += extend
         fleet.add_queued(slot, 1)
-        queue.push(job.item, self.index.ready_of(job.claim))
+        queue.push(job.item, self.index.ready(slot, request.keys))
         self._pump(slot, out)
         if job.state is State.QUEUED:
             self._count_kv(slot)
@@ -490,7 +490,7 @@ class Dispatcher:
 
     def _count_kv(self, slot: int) -> None:
         tokens = self._block_tokens
-        self.fleet.kv_used[slot] = int(self.index.in_use(slot) * tokens) + self._kv_extra[slot]
+        self.fleet.kv_used[slot] = int(self.index.assigned(slot) * tokens) + self._kv_extra[slot]
         self.fleet.kv_cached[slot] = int(self.index.cached(slot) * tokens)
 
     # ------------------------------------------------------------------ workers and their caches

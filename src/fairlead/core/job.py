@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fairlead.core.lifecycle import State, move
 from fairlead.core.model import Request
 from fairlead.core.ordering.base import Waiting
-from fairlead.core.prefix import Claim
+from fairlead.core.prefix_tree import Claim
 from fairlead.core.routing.base import Choice
 
 
