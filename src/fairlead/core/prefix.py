@@ -1,0 +1,246 @@
+"""PrefixIndex: which workers cache how much of a prompt, over all of them at once.
+
+Workers are slots, small integers that the caller hands out. What a worker caches is known from one
+of two sources: *speculative*, the requests sent to it, bounded by its cache size with LRU; or
+*exact*, the worker's own cache events, plus what requests that wait for it or run on it use.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from fairlead.core.masks import BlockMasks, Step
+from fairlead.core.model import BlockKey
+from fairlead.core.prefix_tree import Claim, Segment, SlotTree, State
+
+Notice = Callable[[int, Sequence[BlockKey]], None]
+"""``notice(slot, keys)``, called after the change; the index may be asked, but not changed, inside."""
+
+
+def _ignore(slot: int, keys: Sequence[BlockKey]) -> None:
+    """Drop a notice that nobody asked for."""
+
+
+class PrefixIndex:
+    """Block key to worker slots, and per slot what is ready, in use, and least recently used.
+
+    ``on_stored`` is told the first block that a started request makes ready, and every block that
+    exact events make matchable. ``on_evicted`` is told every block that ceased to be ready,
+    including the descendants of one removed in the middle; it may also name a block that a running
+    request keeps ready, so ask ``ready`` again rather than subtract.
+
+    Unknown slots raise KeyError. Keys must chain (see ``keys.py``).
+    """
+
+    __slots__ = ("_masks", "_on_evicted", "_on_stored", "_trees")
+
+    def __init__(self, on_stored: Notice | None = None, on_evicted: Notice | None = None) -> None:
+        self._masks = BlockMasks()
+        self._trees: dict[int, SlotTree] = {}
+        self._on_stored = on_stored or _ignore
+        self._on_evicted = on_evicted or _ignore
+
+    # -- slots -------------------------------------------------------------------------------------
+
+    def add(self, slot: int, capacity_blocks: int, exact: bool = False) -> None:
+        """Add an empty slot that caches up to ``capacity_blocks``. ValueError if it is there already."""
+        if slot in self._trees:
+            raise ValueError(f"slot {slot} is in use; drop it first")
+        if slot < 0 or capacity_blocks < 0:
+            raise ValueError(f"slot {slot} with {capacity_blocks} blocks: neither may be negative")
+        tree = SlotTree(slot, capacity_blocks, self._masks)
+        tree.clear(exact)
+        self._trees[slot] = tree
+
+    def resize(self, slot: int, capacity_blocks: int) -> None:
+        """Set how many blocks the slot caches, evicting what is too much."""
+        if capacity_blocks < 0:
+            raise ValueError(f"slot {slot} with {capacity_blocks} blocks: may not be negative")
+        tree = self._trees[slot]
+        tree.capacity = capacity_blocks
+        self._settle(tree)
+
+    def clear(self, slot: int, exact: bool) -> None:
+        """Forget what the slot caches, and say whether ``exact`` events follow.
+
+        Requests that wait for it or run on it keep their claims.
+        """
+        tree = self._trees[slot]
+        tree.clear(exact)
+        self._settle(tree)
+
+    def drop(self, slot: int) -> None:
+        """Remove the slot, without notices. Claims on it that are still about do nothing from now on."""
+        self._trees.pop(slot).drop()
+
+    # -- questions ---------------------------------------------------------------------------------
+
+    def match(self, keys: Sequence[BlockKey]) -> list[Step]:
+        """Return (blocks, mask of slots) steps: how many leading blocks each slot holds, longest first.
+
+        A slot holds what it caches and what requests waiting for it will make it cache. Each slot
+        that holds the first block is in exactly one mask (bit ``1 << slot``), the others in none.
+        Cost: logarithmic in the blocks for each distinct length, none for blocks past the longest.
+        """
+        return self._masks.match(keys)
+
+    def ready(self, slot: int, keys: Sequence[BlockKey]) -> int:
+        """Return how many leading blocks the worker caches now, or is computing for a running request."""
+        return self._trees[slot].ready(keys)
+
+    def cached(self, slot: int) -> int:
+        """Return the blocks that the worker caches; with an exact source, that it reported."""
+        tree = self._trees[slot]
+        return tree.cached if tree.exact is None else max(len(tree.exact), tree.cached)
+
+    def pinned(self, slot: int) -> int:
+        """Return the distinct blocks in use by running requests."""
+        return self._trees[slot].pinned
+
+    def assigned(self, slot: int) -> int:
+        """Return the distinct blocks in use by waiting and running requests."""
+        return self._trees[slot].assigned
+
+    def __len__(self) -> int:
+        """Return the number of distinct blocks over all slots."""
+        return len(self._masks.table)
+
+    def __repr__(self) -> str:
+        return f"<PrefixIndex slots={len(self._trees)} blocks={len(self)}>"
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def claim(self, slot: int, keys: Sequence[BlockKey]) -> Claim:
+        """Assign a request to the slot: its blocks count as held there from now on. ``keys`` is kept."""
+        return self._trees[slot].claim(keys)
+
+    def start(self, claim: Claim) -> int:
+        """Send a claimed request to its worker; return how many leading blocks were ready there.
+
+        All its blocks are ready and pinned from now on; what exceeds the capacity is evicted.
+        ValueError unless the claim is queued.
+        """
+        if claim.state is not State.QUEUED:
+            raise ValueError(f"only a queued claim can start, not {claim}")
+        tree = claim.tree
+        if tree.dropped:
+            claim.state = State.RUNNING
+            return 0
+        matched = tree.start(claim)
+        self._settle(tree)
+        if matched < len(claim.keys):
+            self._on_stored(tree.slot, (claim.keys[matched],))
+        return matched
+
+    def end(self, claim: Claim) -> None:
+        """Say that a started request ended; its blocks stay cached. ValueError unless it is running."""
+        if claim.state is not State.RUNNING:
+            raise ValueError(f"only a running claim can end, not {claim}")
+        tree = claim.tree
+        if tree.dropped:
+            claim.state = State.OVER
+            return
+        tree.end(claim)
+        self._settle(tree)
+
+    def abandon(self, claim: Claim) -> None:
+        """Take a claim back, queued or started without work having been done.
+
+        Blocks that no other request made ready or claims are gone. ValueError if it is over.
+        """
+        if claim.state is State.OVER:
+            raise ValueError(f"cannot abandon {claim}")
+        tree = claim.tree
+        if tree.dropped:
+            claim.state = State.OVER
+            return
+        tree.abandon(claim)
+        self._settle(tree)
+
+    # -- exact sources -----------------------------------------------------------------------------
+
+    def stored(self, slot: int, keys: Sequence[BlockKey], parent: BlockKey | None) -> None:
+        """Take in an event of an exact slot: it holds ``keys``, a chain that continues ``parent``.
+
+        Blocks behind a hole are remembered and match once the hole is filled. If a worker reports
+        several times its capacity, removals were lost, and everything reported is forgotten.
+        ValueError if the slot is not exact.
+        """
+        tree = self._exact(slot)
+        fresh = tree.stored(keys, parent)
+        if tree.overflowed():
+            tree.clear(exact=True)
+            self._settle(tree)
+        elif fresh:
+            self._on_stored(slot, fresh)
+
+    def evicted(self, slot: int, keys: Sequence[BlockKey]) -> None:
+        """Take in an event of an exact slot: it no longer holds ``keys``. ValueError if it is not exact."""
+        tree = self._exact(slot)
+        tree.evicted(keys)
+        self._settle(tree)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _exact(self, slot: int) -> SlotTree:
+        tree = self._trees[slot]
+        if tree.exact is None:
+            raise ValueError(f"slot {slot} takes no events: its cache is guessed from requests")
+        return tree
+
+    def _settle(self, tree: SlotTree) -> None:
+        """Evict, then give the notices."""
+        tree.evict()
+        gone = tree.unready
+        if gone:
+            tree.unready = []
+            self._on_evicted(tree.slot, gone)
+
+    def check(self) -> None:
+        """Raise AssertionError if an internal invariant is broken. Cost: all blocks of all slots."""
+        expected: dict[BlockKey, int] = {}
+        for tree in self._trees.values():
+            held: set[BlockKey] = set()
+            for node in tree.segments():
+                held.update(node.keys)
+            if tree.exact is not None:
+                tree.exact.check()
+                assert tree.in_use == held
+                held.update(tree.exact.reachable())
+            for key in held:
+                expected[key] = expected.get(key, 0) | tree.bit
+            _check_tree(tree)
+        assert expected == self._masks.table
+
+
+def _check_tree(tree: SlotTree) -> None:
+    """Check one slot's counts, segments and LRU order."""
+    nodes = list(tree.segments())
+    ring: list[Segment] = []
+    node = tree.root.newer
+    while node is not None and node is not tree.root:
+        assert node.newer is not None
+        assert node.newer.older is node
+        ring.append(node)
+        node = node.newer
+    age = {id(node): position for position, node in enumerate(ring)}
+    assert age.keys() == {id(node) for node in nodes if node.done and not node.pins}
+    for node in nodes:
+        assert node.keys
+        assert 0 <= node.done <= len(node.keys)
+        assert node.users or node.done == len(node.keys)
+        assert node.users >= max(node.pins, sum(child.users for child in node.children.values()))
+        assert node.pins >= sum(child.pins for child in node.children.values())
+        for first, child in node.children.items():
+            assert child.keys[0] == first
+            assert child.parent is node
+            assert not child.done or node.done == len(node.keys)
+            if id(node) in age and id(child) in age:
+                assert age[id(child)] < age[id(node)]
+    sizes = [(node, len(node.keys)) for node in nodes]
+    assert tree.assigned == sum(size for node, size in sizes if node.users)
+    assert tree.pinned == sum(size for node, size in sizes if node.pins)
+    assert tree.cached == sum(size if node.pins else node.done for node, size in sizes)
+    assert tree.cached <= max(tree.pinned, 0 if tree.exact is not None else tree.capacity)
+    assert not tree.unready
+    for newer, older in pairwise(reversed(ring)):
+        assert newer.older is older

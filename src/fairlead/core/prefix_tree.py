@@ -1,0 +1,403 @@
+"""What one worker caches or is about to: a radix tree of block runs, with claims, pins and LRU.
+
+A request is *claimed* here while it waits for the worker, *pinned* while it runs on it, and leaves
+its prompt *cached* when it ends. A block is **ready** if the worker caches it now, as far as we
+know: a finished request computed it and it was not evicted since, or a running request uses it.
+
+The tree is path-compressed: a ``Segment`` is a run of blocks. Since keys chain, equality of one key
+means equality of the whole prefix; one comparison passes a segment, and the point where a prompt
+leaves one is found by bisection. All costs are in segments, not blocks, but for the blocks that
+are added or removed.
+
+Capacity is the worker's KV pool in blocks. What is ready beyond it is evicted, least recently used
+first and leaf before parent; blocks in use by running requests are never evicted. A claim does not
+protect anything: the engine does not know of a request that waits elsewhere.
+"""
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+
+from fairlead.core.exact import ExactBlocks
+from fairlead.core.masks import BlockMasks
+from fairlead.core.model import BlockKey
+
+EXACT_SLACK = 4
+"""An exact source that reports more than so many times the worker's capacity has lost removals."""
+
+
+class Segment:
+    """A run of blocks without a branch inside. Links run to the parent, the children and the LRU."""
+
+    __slots__ = ("children", "done", "keys", "newer", "older", "parent", "pins", "users")
+
+    def __init__(self, keys: list[BlockKey], parent: "Segment | None", users: int = 0) -> None:
+        self.keys = keys
+        self.parent = parent
+        self.children: dict[BlockKey, Segment] = {}
+        """By first key."""
+        self.users = users
+        """Claims, waiting and running, whose prompt goes through here."""
+        self.pins = 0
+        """Those of them that run."""
+        self.done = 0
+        """Leading blocks cached from ended requests. All blocks are ready while pinned, else these."""
+        self.newer: Segment | None = None
+        self.older: Segment | None = None
+        """Neighbours in the LRU list; in it exactly if ``done`` and not ``pins``."""
+
+    def __repr__(self) -> str:
+        return f"<Segment {len(self.keys)} blocks, done={self.done} users={self.users} pins={self.pins}>"
+
+
+class State(Enum):
+    """The life of a claim."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    OVER = "over"
+
+
+class Claim:
+    """One request's hold on the prefix of its slot; made by ``claim`` and passed back."""
+
+    __slots__ = ("keys", "leaf", "slot", "state", "tree")
+
+    def __init__(self, tree: "SlotTree", keys: Sequence[BlockKey], leaf: Segment) -> None:
+        self.slot = tree.slot
+        self.keys = keys
+        self.state = State.QUEUED
+        self.tree = tree
+        self.leaf = leaf
+        """Segment that ends with the prompt's last block. It stays so: splits keep the lower half."""
+
+    def __repr__(self) -> str:
+        return f"<Claim slot={self.slot} {len(self.keys)} blocks {self.state.value}>"
+
+
+class SlotTree:
+    """All of one slot. ``masks`` are shared by all slots; this one owns a bit of them.
+
+    With ``exact`` set, the tree keeps only what waiting and running requests use; the rest is what
+    the worker's events say.
+    """
+
+    __slots__ = (
+        "assigned",
+        "bit",
+        "cached",
+        "capacity",
+        "dropped",
+        "exact",
+        "in_use",
+        "masks",
+        "pinned",
+        "root",
+        "slot",
+        "unready",
+    )
+
+    def __init__(self, slot: int, capacity: int, masks: BlockMasks) -> None:
+        self.slot = slot
+        self.bit = 1 << slot
+        self.masks = masks
+        self.capacity = capacity
+        self.root = Segment([], None)
+        """Sentinel of the tree, and of the LRU ring: ``newer`` is the oldest, ``older`` the newest."""
+        self.root.newer = self.root.older = self.root
+        self.cached = 0
+        """Ready blocks of the tree."""
+        self.pinned = 0
+        """Distinct blocks that running requests use."""
+        self.assigned = 0
+        """Distinct blocks that waiting or running requests use."""
+        self.exact: ExactBlocks | None = None
+        self.in_use: set[BlockKey] = set()
+        """Keys of the tree, kept only with ``exact``."""
+        self.unready: list[BlockKey] = []
+        """Blocks that ceased to be ready since this was last taken."""
+        self.dropped = False
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def claim(self, keys: Sequence[BlockKey]) -> Claim:
+        """Hold ``keys`` for a waiting request."""
+        node = self.root
+        at, total = 0, len(keys)
+        while at < total:
+            child = node.children.get(keys[at])
+            if child is None:
+                node = self._grow(node, list(keys[at:] if at else keys))
+                break
+            size = len(child.keys)
+            if at + size > total or child.keys[-1] != keys[at + size - 1]:
+                child = self._split(child, _common(child.keys, keys, at))
+                size = len(child.keys)
+            if not child.users:
+                self.assigned += size
+            child.users += 1
+            at += size
+            node = child
+        return Claim(self, keys, node)
+
+    def start(self, claim: Claim) -> int:
+        """Pin a waiting claim, and make its blocks ready. Returns how many leading ones were ready."""
+        matched = 0
+        node = claim.leaf
+        while node.parent is not None:
+            size = len(node.keys)
+            if node.pins:
+                matched += size
+            else:
+                if node.done:
+                    matched += node.done
+                    _unlink(node)
+                self.cached += size - node.done
+                self.pinned += size
+            node.pins += 1
+            node = node.parent
+        if self.exact is not None:
+            matched = max(matched, self.exact.lead(claim.keys))
+        claim.state = State.RUNNING
+        return matched
+
+    def end(self, claim: Claim) -> None:
+        """Release a running claim; its blocks stay cached, as the most recently used."""
+        node = claim.leaf
+        below: Segment | None = None
+        while node.parent is not None:
+            parent = node.parent
+            node.pins -= 1
+            node.users -= 1
+            node.done = len(node.keys)
+            if not node.users:
+                self.assigned -= node.done
+            if not node.pins:
+                self.pinned -= node.done
+                if below is not None and len(node.children) == 1 and not node.users:
+                    _absorb_parent(below)
+                    node = below
+                else:
+                    self._link_newest(node)
+                below = None if node.users else node
+            node = parent
+        claim.state = State.OVER
+
+    def abandon(self, claim: Claim) -> None:
+        """Release a claim without effect: what only it made ready, or only it holds, is gone."""
+        running = claim.state is State.RUNNING
+        node = claim.leaf
+        while node.parent is not None:
+            parent = node.parent
+            node.users -= 1
+            if not node.users:
+                self.assigned -= len(node.keys)
+            if running:
+                node.pins -= 1
+                if not node.pins:
+                    self._unready(node)
+            if not node.users:
+                self._trim(node)
+            node = parent
+        claim.state = State.OVER
+
+    def ready(self, keys: Sequence[BlockKey]) -> int:
+        """Return how many leading blocks of ``keys`` are ready."""
+        node = self.root
+        at, total = 0, len(keys)
+        while at < total:
+            child = node.children.get(keys[at])
+            if child is None:
+                break
+            run = child.keys
+            size = len(run) if child.pins else child.done
+            if size < len(run) or at + size > total or run[-1] != keys[at + size - 1]:
+                if size:
+                    at += min(size, _common(run, keys, at))
+                break
+            at += size
+            node = child
+        return at if self.exact is None else max(at, self.exact.lead(keys))
+
+    # -- capacity ----------------------------------------------------------------------------------
+
+    def evict(self) -> None:
+        """Evict what is cached beyond the capacity and not pinned; an exact slot keeps nothing cached."""
+        excess = self.cached - (self.capacity if self.exact is None else 0)
+        while excess > 0:
+            node = self.root.newer
+            assert node is not None
+            if node is self.root:
+                return  # all that is left is pinned
+            cut = max(0, node.done - excess)
+            gone = node.keys[cut : node.done]
+            if not cut:
+                _unlink(node)
+            node.done = cut
+            excess -= len(gone)
+            self.cached -= len(gone)
+            self.unready += gone if self.exact is None else gone[self.exact.lead(gone) :]
+            if not node.users:
+                self._trim(node)
+
+    def clear(self, exact: bool) -> None:
+        """Forget what is cached; waiting and running requests keep what they use.
+
+        From now on the cache is known by events if ``exact``, else by the requests sent.
+        """
+        if self.exact is not None:
+            lost = [key for key in self.exact.reachable() if key not in self.in_use]
+            self.masks.release_each(lost, self.bit)
+            self.unready += self.exact.reachable()
+        self.exact = None
+        self.in_use.clear()
+        capacity, self.capacity = self.capacity, 0
+        self.evict()
+        self.capacity = capacity
+        for node in self.segments():
+            node.done = 0
+            if exact:
+                self.in_use.update(node.keys)
+        if exact:
+            self.exact = ExactBlocks()
+
+    def drop(self) -> None:
+        """Forget everything, claims included; those still held may be passed in and do nothing."""
+        for node in list(self.segments()):
+            self.masks.release(node.keys, self.bit)
+            node.children.clear()  # the links are cycles; without them memory is free at once
+            node.newer = node.older = None
+        if self.exact is not None:
+            self.masks.release_each(self.exact.reachable(), self.bit)
+        self.root = Segment([], None)
+        self.cached = self.pinned = self.assigned = 0
+        self.exact = None
+        self.in_use.clear()
+        self.dropped = True
+
+    # -- exact sources -----------------------------------------------------------------------------
+
+    def stored(self, keys: Sequence[BlockKey], parent: BlockKey | None) -> list[BlockKey]:
+        """Take in an event; return the blocks that can be matched now and could not before."""
+        assert self.exact is not None
+        fresh, revived = self.exact.stored(keys, parent)
+        self.masks.hold(fresh, self.bit)
+        self.masks.hold_each(revived, self.bit)
+        return [*fresh, *revived]
+
+    def evicted(self, keys: Sequence[BlockKey]) -> None:
+        """Take in an event."""
+        assert self.exact is not None
+        gone = self.exact.evicted(keys)
+        in_use = self.in_use
+        self.masks.release_each((key for key in gone if key not in in_use) if in_use else gone, self.bit)
+        self.unready += gone
+
+    def overflowed(self) -> bool:
+        """Return whether events claim more than the worker can plausibly hold."""
+        return self.exact is not None and len(self.exact) > EXACT_SLACK * self.capacity
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def segments(self) -> Iterator[Segment]:
+        """Iterate over the segments, parents first."""
+        pending = list(self.root.children.values())
+        while pending:
+            node = pending.pop()
+            pending += node.children.values()
+            yield node
+
+    def _grow(self, node: Segment, keys: list[BlockKey]) -> Segment:
+        """Add blocks below ``node`` for one user, to whom ``node`` is counted already."""
+        self.masks.hold(keys, self.bit)
+        if self.exact is not None:
+            self.in_use.update(keys)
+        self.assigned += len(keys)
+        if node.users == 1 and not node.children and node.parent is not None:
+            node.keys += keys  # nobody else's prompt ends here: a conversation stays one segment
+            return node
+        child = node.children[keys[0]] = Segment(keys, node, users=1)
+        return child
+
+    def _split(self, lower: Segment, cut: int) -> Segment:
+        """Cut a segment after ``cut`` blocks. Handles stay on ``lower``; the new upper half is returned."""
+        parent = lower.parent
+        assert parent is not None
+        upper = Segment(lower.keys[:cut], parent, lower.users)
+        del lower.keys[:cut]
+        upper.pins = lower.pins
+        upper.done = min(cut, lower.done)
+        lower.done -= upper.done
+        upper.children[lower.keys[0]] = lower
+        parent.children[upper.keys[0]] = upper
+        lower.parent = upper
+        newer = lower.newer
+        if newer is not None:  # the halves are neighbours in the LRU, the leaf being older
+            upper.older, upper.newer = lower, newer
+            lower.newer = newer.older = upper
+            if not lower.done:
+                _unlink(lower)
+        return upper
+
+    def _unready(self, node: Segment) -> None:
+        """Take back readiness that came from pins alone."""
+        size = len(node.keys)
+        self.pinned -= size
+        self.cached -= size - node.done
+        gone = node.keys[node.done :]
+        self.unready += gone if self.exact is None else gone[self.exact.lead(gone) :]
+        if node.done:
+            self._link_newest(node)
+
+    def _trim(self, node: Segment) -> None:
+        """Remove the blocks of an unused segment that are not cached."""
+        gone = node.keys[node.done :]
+        if not gone:
+            return
+        if node.done:
+            del node.keys[node.done :]
+        else:
+            assert node.parent is not None
+            del node.parent.children[gone[0]]
+        if self.exact is not None:
+            self.in_use.difference_update(gone)
+            gone = gone[self.exact.lead(gone) :]
+        self.masks.release(gone, self.bit)
+
+    def _link_newest(self, node: Segment) -> None:
+        root = self.root
+        newest = root.older
+        assert newest is not None
+        node.older, node.newer = newest, root
+        newest.newer = root.older = node
+
+
+def _unlink(node: Segment) -> None:
+    """Take a segment out of the LRU ring."""
+    newer, older = node.newer, node.older
+    assert newer is not None
+    assert older is not None
+    newer.older, older.newer = older, newer
+    node.newer = node.older = None
+
+
+def _absorb_parent(node: Segment) -> None:
+    """Join an idle segment with its idle parent, whose only child it is; ``node`` stays, in the LRU."""
+    parent = node.parent
+    assert parent is not None
+    assert parent.parent is not None
+    node.keys[:0] = parent.keys
+    node.done += parent.done
+    node.parent = parent.parent
+    node.parent.children[node.keys[0]] = node
+
+
+def _common(run: list[BlockKey], keys: Sequence[BlockKey], at: int) -> int:
+    """Return how many blocks of ``run`` and of ``keys`` from ``at`` on are the same; the first are."""
+    low, high = 1, min(len(run), len(keys) - at) + 1
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if run[middle - 1] == keys[at + middle - 1]:
+            low = middle
+        else:
+            high = middle
+    return low
