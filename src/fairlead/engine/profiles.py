@@ -1,0 +1,191 @@
+"""Named profiles: one model on one GPU (or group), as coefficients of the step-time formula.
+
+Where figures come from, and how far to trust them, is part of each profile. Kinds of evidence:
+
+- *kernel tables*: vLLM 0.19 kernels timed by LLMServingSim's profiler (bf16, dense layers by tokens,
+  mixed-batch attention, per-sequence output head). W, t_seq and k_d are least squares of the relative
+  error over decode-only batches (1 to 256 sequences, contexts of 64 to 8,192 tokens within the pool), then
+  a, b, k_p and k_mix over batches with a prefill chunk of 128 to 2,048 tokens.
+- *op tables*: GEMMs and attention timed one by one (LLMServingSim v0, Vidur, aiconfigurator), summed
+  over layers by us. They hold no mixed batches.
+
+``cpu_us`` is one value for all GPUs, chosen before any comparison. KV pools are what vLLM would find
+at 90% of the GPU's memory after bf16 weights and about 1.5 GB of activations a GPU.
+"""
+
+from dataclasses import dataclass
+
+from fairlead.core.params import nearest
+from fairlead.engine.steptime import StepTime
+
+CPU_US = 1_000
+MIXED_RATIO = 0.66
+"""k_mix / k_d of the kernel tables' Llama-3.1-8B; assumed where no mixed batch was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One model on one GPU or group of GPUs that act as one engine."""
+
+    name: str
+    model: str
+    """The Hugging Face name of the model that is imitated."""
+    gpu: str
+    steps: StepTime
+    kv_tokens: int
+    """Size of the KV pool, in tokens."""
+    kv_bytes_per_token: int
+    max_model_len: int
+    validated: bool
+    """Whether a run of a real engine was compared with, not only kernels."""
+    provenance: str
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+
+
+_LLAMA_8B = "meta-llama/Llama-3.1-8B"
+
+_ALL = (
+    Profile(
+        name="llama-3.1-8b-rtx-pro-6000",
+        model=_LLAMA_8B,
+        gpu="RTX PRO 6000 Blackwell 96 GB",
+        steps=StepTime(
+            weights_us=10_413,
+            base_us=7_588,
+            token_us=32.5,
+            decode_context_ns=89.8,
+            prefill_pair_ns=2.42,
+            sequence_us=18.5,
+            mixed_context_ns=59.1,
+            head_us=739,
+            cpu_us=CPU_US,
+        ),
+        kv_tokens=568_000,
+        kv_bytes_per_token=131_072,
+        max_model_len=131_072,
+        validated=True,
+        provenance="Kernel tables (median error 1% on decode, 4% on mixed batches). Compared with a measured"
+        " vLLM run of 300 ShareGPT requests: see docs/engine.md.",
+    ),
+    Profile(
+        name="llama-3.1-8b-rtx-4090",
+        model=_LLAMA_8B,
+        gpu="RTX 4090 24 GB",
+        steps=StepTime(
+            weights_us=15_766,
+            base_us=8_091,
+            token_us=83.1,
+            decode_context_ns=157.1,
+            prefill_pair_ns=4.80,
+            sequence_us=39.2,
+            mixed_context_ns=162.4,
+            head_us=1_122,
+            cpu_us=CPU_US,
+        ),
+        kv_tokens=42_000,
+        kv_bytes_per_token=131_072,
+        max_model_len=32_768,
+        validated=False,
+        provenance="Kernel tables (median error 1% on decode, 5% on mixed batches). No measured run.",
+    ),
+    Profile(
+        name="qwen3-32b-rtx-pro-6000",
+        model="Qwen/Qwen3-32B",
+        gpu="RTX PRO 6000 Blackwell 96 GB",
+        steps=StepTime(
+            weights_us=44_544,
+            base_us=33_327,
+            token_us=146.2,
+            decode_context_ns=197.6,
+            prefill_pair_ns=8.61,
+            sequence_us=77.2,
+            mixed_context_ns=320.3,
+            head_us=1_087,
+            cpu_us=CPU_US,
+        ),
+        kv_tokens=96_000,
+        kv_bytes_per_token=262_144,
+        max_model_len=40_960,
+        validated=False,
+        provenance="Kernel tables (median error 1% on decode, 3% on mixed batches). No measured run.",
+    ),
+    Profile(
+        name="llama-3.1-8b-h100",
+        model=_LLAMA_8B,
+        gpu="H100 SXM 80 GB",
+        steps=StepTime(
+            weights_us=6_210,
+            base_us=3_310,
+            token_us=17.8,
+            decode_context_ns=42.6,
+            prefill_pair_ns=0.79,
+            sequence_us=9.8,
+            mixed_context_ns=42.6 * MIXED_RATIO,
+            head_us=390,
+            cpu_us=CPU_US,
+        ),
+        kv_tokens=449_000,
+        kv_bytes_per_token=131_072,
+        max_model_len=131_072,
+        validated=False,
+        provenance="Op tables: GEMMs of LLMServingSim v0, attention of aiconfigurator (vLLM 0.24). Norms,"
+        " rotary embedding and activation are the RTX PRO 6000's scaled by memory bandwidth, since the v0"
+        " ones are not fused. k_mix assumed. No vLLM run compared.",
+    ),
+    Profile(
+        name="llama-3.1-8b-a100",
+        model=_LLAMA_8B,
+        gpu="A100 SXM 80 GB",
+        steps=StepTime(
+            weights_us=10_280,
+            base_us=5_180,
+            token_us=69.2,
+            decode_context_ns=85.8,
+            prefill_pair_ns=2.64,
+            sequence_us=11.0,
+            mixed_context_ns=85.8 * MIXED_RATIO,
+            head_us=560,
+            cpu_us=CPU_US,
+        ),
+        kv_tokens=449_000,
+        kv_bytes_per_token=131_072,
+        max_model_len=131_072,
+        validated=False,
+        provenance="Op tables: layers of Vidur (Llama-3-8B), attention of aiconfigurator (vLLM 0.14). Output"
+        " head from memory bandwidth. k_mix assumed. No measured run.",
+    ),
+    Profile(
+        name="llama-3.1-70b-h100-tp4",
+        model="meta-llama/Llama-3.1-70B",
+        gpu="4 x H100 SXM 80 GB",
+        steps=StepTime(
+            weights_us=18_500,
+            base_us=9_400,
+            token_us=57.2,
+            decode_context_ns=26.6,
+            prefill_pair_ns=0.99,
+            sequence_us=17.0,
+            mixed_context_ns=26.6 * MIXED_RATIO,
+            head_us=210,
+            cpu_us=CPU_US,
+        ),
+        kv_tokens=482_000,
+        kv_bytes_per_token=327_680,
+        max_model_len=131_072,
+        validated=False,
+        provenance="Op tables: GEMMs of LLMServingSim v0, all-reduce of Vidur, attention scaled from the 8B's"
+        " by heads and layers. k_mix assumed. The least certain of all; no measured run.",
+    ),
+)
+
+PROFILES = {profile.name: profile for profile in _ALL}
+DEFAULT_PROFILE = "llama-3.1-8b-h100"
+
+
+def profile_named(name: str) -> Profile:
+    """Return the profile called ``name``; ValueError lists the valid names if there is none."""
+    found = PROFILES.get(name)
+    if found is None:
+        raise ValueError(f"unknown profile '{name}' (valid: {', '.join(PROFILES)}){nearest(name, PROFILES)}")
+    return found

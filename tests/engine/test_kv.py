@@ -1,0 +1,157 @@
+"""The pool against a naive model: a list of physical blocks with time stamps, searched in full."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.engine.kv import KVPool
+
+
+def chain_of(path: list[int]) -> list[int]:
+    """Chained keys of a path of block contents: equal keys mean equal prefixes."""
+    return [hash((tuple(path[: i + 1]), "k")) & (2**60 - 1) for i in range(len(path))]
+
+
+class NaivePool:
+    """Who uses which cached block, and when each became idle; every question by full search."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self.users: dict[int, set[int]] = {}
+        self.idle_since: dict[int, int] = {}
+        self.private = 0
+        self.clock = 0
+
+    def match(self, chain: list[int]) -> int:
+        count = 0
+        while count < len(chain) and chain[count] in self.users:
+            count += 1
+        return count
+
+    def available(self) -> int:
+        return self.blocks - self.private - sum(1 for users in self.users.values() if users)
+
+    def allocate(self, count: int) -> list[int]:
+        self.private += count
+        evicted = []
+        while self.private + len(self.users) > self.blocks:
+            oldest = min(
+                (key for key, users in self.users.items() if not users), key=self.idle_since.__getitem__
+            )
+            del self.users[oldest]
+            evicted.append(oldest)
+        return evicted
+
+    def publish(self, who: int, keys: list[int]) -> list[int]:
+        new = [key for key in keys if key not in self.users]
+        for key in keys:
+            self.users.setdefault(key, set()).add(who)
+            self.private -= 1
+        return new
+
+    def release(self, who: int, private: int) -> None:
+        self.private -= private
+        mine = [key for key, users in self.users.items() if who in users]
+        self.users = {key: users - {who} for key, users in self.users.items()}
+        for key in mine:
+            if not self.users[key]:
+                self.idle_since[key] = self.clock
+
+    def touch_order(self, chain: list[int]) -> None:
+        """Within one release the last block becomes idle first."""
+        for key in reversed(chain):
+            self.clock += 1
+            if not self.users[key]:
+                self.idle_since[key] = self.clock
+
+
+PATHS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=30)
+
+
+@given(blocks=st.integers(1, 12), paths=PATHS, data=st.data())
+def test_pool_equals_the_naive_model(blocks, paths, data):
+    """Requests come (taking what is cached and filling the rest) and go, in any order."""
+    pool, naive = KVPool(blocks), NaivePool(blocks)
+    held: dict[int, tuple[list[int], int, int]] = {}
+    for who, path in enumerate(paths):
+        chain = chain_of(path)
+        assert pool.match(chain) == naive.match(chain)
+        assert pool.available == naive.available()
+        matched = pool.match(chain)
+        needed = len(chain) - matched
+        idle = pool.idle_within(chain, matched)
+        assert idle == sum(1 for key in chain[:matched] if not naive.users[key])
+        if needed + idle <= pool.available:
+            pool.use(chain, matched)
+            for key in chain[:matched]:
+                naive.users[key].add(who)
+            assert pool.allocate(needed) == naive.allocate(needed)
+            filled = data.draw(st.integers(matched, len(chain)))
+            # Somebody else may have published the same blocks since: the match was up to date, so not here.
+            assert pool.publish(chain, matched, filled) == naive.publish(who, chain[matched:filled])
+            held[who] = (chain, filled, len(chain) - filled)
+        pool.check()
+        while held and (data.draw(st.booleans()) or needed + idle > pool.available + blocks):
+            leaver = data.draw(st.sampled_from(sorted(held)))
+            chain, filled, private = held.pop(leaver)
+            pool.release(chain, filled, private)
+            naive.release(leaver, private)
+            naive.touch_order(chain[:filled])
+            pool.check()
+    assert pool.used == naive.blocks - naive.available()
+
+
+@given(blocks=st.integers(2, 12), paths=PATHS)
+def test_a_cached_block_implies_its_parents(blocks, paths):
+    """Leaves are evicted first, so that the length of a match may be found by bisection."""
+    pool = KVPool(blocks)
+    parents: dict[int, int] = {}
+    for path in paths:
+        chain = chain_of(path)
+        parents.update(zip(chain[1:], chain, strict=False))
+        matched = pool.match(chain)
+        if len(chain) - matched + pool.idle_within(chain, matched) > pool.available:
+            continue
+        pool.use(chain, matched)
+        pool.allocate(len(chain) - matched)
+        pool.publish(chain, matched, len(chain))
+        pool.release(chain, len(chain), 0)
+        assert all(pool.match([key]) for key in chain)
+        for child, parent in parents.items():
+            assert not pool.match([child]) or pool.match([parent])
+
+
+def test_blocks_computed_side_by_side_are_kept_once() -> None:
+    """Two requests fill the same blocks: the second publishes nothing new and frees its copies."""
+    pool = KVPool(4)
+    pool.allocate(2)
+    pool.allocate(2)
+    assert pool.publish([1, 2], 0, 2) == [1, 2]
+    assert pool.publish([1, 2], 0, 2) == []
+    assert (pool.used, pool.available) == (2, 2)
+    pool.release([1, 2], 2, 0)
+    assert pool.used == 2
+    pool.release([1, 2], 2, 0)
+    assert (pool.used, pool.cached) == (0, 2)
+
+
+def test_least_recently_used_leaf_goes_first() -> None:
+    pool = KVPool(4)
+    for chain in ([1, 2], [3, 4]):
+        pool.allocate(2)
+        pool.publish(chain, 0, 2)
+        pool.release(chain, 2, 0)
+    pool.use([1, 2], 2)
+    pool.release([1, 2], 2, 0)
+    assert pool.allocate(3) == [4, 3, 2]
+    assert pool.match([1, 2]) == 1
+
+
+def test_clearing_spares_blocks_in_use() -> None:
+    pool = KVPool(4)
+    for chain in ([1, 2], [3, 4]):
+        pool.allocate(2)
+        pool.publish(chain, 0, 2)
+    pool.release([3, 4], 2, 0)
+    assert pool.clear() == [4, 3]
+    assert pool.match([1, 2]) == 2
+    pool.check()
