@@ -9,7 +9,7 @@ from random import Random
 from typing import ClassVar, NamedTuple, Protocol
 
 from fairlead.core.model import ClientId, Costs, Request, WorkerId
-from fairlead.core.params import Param
+from fairlead.core.params import Param, resolve
 
 
 class Fleet(Protocol):
@@ -80,7 +80,7 @@ class Match(NamedTuple):
     """How much of one prompt each worker caches."""
 
     tokens: Sequence[int]
-    """Cached prompt tokens by slot; at most prompt - 1."""
+    """Cached prompt tokens by slot, an entry for every slot of the fleet; at most prompt - 1."""
     best: int
     """The largest of ``tokens`` over the candidates; 0 when nobody caches any."""
     holders: Sequence[int]
@@ -100,7 +100,11 @@ class Choice(NamedTuple):
 
 
 class Routing(Protocol):
-    """Which worker? ``choose`` is pure but for the policy's own books; ``assigned`` commits."""
+    """Which worker? ``assigned`` commits.
+
+    ``choose`` writes nothing but the policy's own books; asked twice with nothing in between, a
+    policy that draws no random numbers answers the same.
+    """
 
     name: ClassVar[str]
     source: ClassVar[str]
@@ -144,13 +148,30 @@ class RoutingContext:
 
 
 class RoutingBase:
-    """Defaults for policies that keep no books: every notice is ignored."""
+    """What policies share: checked parameters, and notices ignored but for the turn in rotation.
 
-    def __init__(self, context: RoutingContext) -> None:
+    ``Cls(context, **given)`` fills in the defaults; an unknown name or a value out of range raises
+    ``PolicyError``.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    summary: ClassVar[str]
+    params: ClassVar[tuple[Param, ...]] = ()
+
+    def __init__(self, context: RoutingContext, **given: object) -> None:
         self.context = context
+        self.values = resolve(self.name, self.params, given)
+        self.last = -1
+        """The slot assigned most recently: ties go to the first tied slot after it, cyclically."""
 
-    def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
-        """Ignore."""
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:
+        """Pick a slot among ``fleet.candidates``; None only if there are none. ``now`` microseconds."""
+        raise NotImplementedError
+
+    def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:  # noqa: ARG002 - for books
+        """Pass the turn."""
+        self.last = slot
 
     def unassigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
         """Ignore."""
@@ -169,3 +190,10 @@ class RoutingBase:
 
     def tick(self, now: int) -> None:
         """Ignore."""
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant of the policy's books is broken."""
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{k}={v!r}" for k, v in self.values.items())
+        return f"<{type(self).__name__} {self.name}({given})>"
