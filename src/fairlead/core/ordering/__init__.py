@@ -1,1 +1,21 @@
 """Ordering: in one queue, who goes next? One file a policy, one line here."""
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from fairlead.core.ordering.base import Ordering, OrderingContext
+from fairlead.core.ordering.dlpm import Dlpm
+from fairlead.core.ordering.fcfs import Fcfs
+from fairlead.core.ordering.lpm import Lpm
+from fairlead.core.ordering.vtc import Vtc
+from fairlead.core.registry import Registry
+
+ORDERINGS: Registry[Ordering] = Registry("ordering policy", (Fcfs, Lpm, Vtc, Dlpm))
+
+__all__ = ["ORDERINGS", "Ordering", "OrderingContext", "make_ordering"]
+
+
+def make_ordering(name: str, given: Mapping[str, object] | None, context: OrderingContext) -> Ordering:
+    """Make the policy called ``name``. Unknown names and parameters raise ``PolicyError``."""
+    make = cast("Callable[..., Ordering]", ORDERINGS.get(name))
+    return make(context, **ORDERINGS.resolve(name, given))

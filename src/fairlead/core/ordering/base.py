@@ -6,7 +6,8 @@ worker caches and evicts; it never looks at the whole queue again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar, Protocol
+from math import isfinite
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
 from fairlead.core.params import Param
@@ -65,7 +66,10 @@ class Queue(Protocol):
         """
 
     def cache_evicted(self, keys: Iterable[BlockKey]) -> None:
-        """Say that the worker no longer caches ``keys``."""
+        """Say that the worker no longer caches ``keys``: leaves first, or with every descendant."""
+
+    def check(self) -> None:
+        """Raise AssertionError if an internal invariant is broken."""
 
     def __len__(self) -> int: ...
 
@@ -95,7 +99,11 @@ class Ordering(Protocol):
         """Set a client's weight (> 0; 1 when never set)."""
 
     def admitted(self, number: int, item: Waiting, extend_tokens: int) -> None:
-        """``item`` was taken from queue ``number`` and runs; ``extend_tokens`` will be computed."""
+        """``item`` was taken from queue ``number`` and runs; ``extend_tokens`` will be computed.
+
+        A request that ran before and comes through a queue again is charged again: take back with
+        ``corrected`` what it was charged and will not get, so that no work is charged twice.
+        """
 
     def decoded(self, number: int, client: ClientId, tokens: int) -> None:
         """``tokens`` output tokens of ``client`` were computed; negative takes back."""
@@ -120,3 +128,63 @@ class OrderingContext:
 
     def __init__(self, costs: Costs | None = None) -> None:
         self.costs = costs or Costs()
+
+
+ON_NO_FIT = Param(
+    "on_no_fit",
+    "stop",
+    "when the next request does not fit: stop (wait for room), or skip it, which starves large requests",
+    choices=("stop", "skip"),
+)
+
+Q = TypeVar("Q", bound=Queue)
+
+
+class OrderingBase(Generic[Q]):
+    """Keeps a policy's queues by number; for policies without books every notice is ignored."""
+
+    def __init__(self, context: OrderingContext) -> None:
+        self.costs = context.costs
+        self._queues: dict[int, Q] = {}
+
+    def make_queue(self, number: int, matched: Matched) -> Queue:
+        """Make queue ``number``. Raises ValueError if there is one already."""
+        if number in self._queues:
+            raise ValueError(f"there is a queue {number} already")
+        queue = self._queues[number] = self._new_queue(number, matched)
+        return queue
+
+    def drop_queue(self, number: int) -> None:
+        """Forget an empty queue. Raises KeyError if there is none, ValueError if it is not empty."""
+        if len(self._queues[number]):
+            raise ValueError(f"queue {number} is not empty")
+        del self._queues[number]
+
+    def _new_queue(self, number: int, matched: Matched) -> Q:
+        raise NotImplementedError
+
+    def set_weight(self, client: ClientId, weight: float) -> None:
+        """Check the weight; it changes nothing here. Raises ValueError unless it is above 0."""
+        if not (weight > 0 and isfinite(weight)):
+            raise ValueError(f"the weight of client {client!r} must be a number above 0, not {weight!r}")
+
+    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> None:
+        """Ignore."""
+
+    def decoded(self, number: int, client: ClientId, tokens: int) -> None:
+        """Ignore."""
+
+    def corrected(self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int) -> None:
+        """Ignore."""
+
+    def credit(self, number: int, client: ClientId) -> float:  # noqa: ARG002 - one interface
+        """Return 0: nothing is kept."""
+        return 0.0
+
+    def tick(self, now: int) -> None:
+        """Ignore."""
+
+    def check(self) -> None:
+        """Raise AssertionError if an internal invariant is broken."""
+        for queue in self._queues.values():
+            queue.check()
