@@ -159,7 +159,7 @@ class RoutingBase:
     summary: ClassVar[str]
     params: ClassVar[tuple[Param, ...]] = ()
 
-    def __init__(self, context: RoutingContext, **given: object) -> None:
+    def __init__(self, context: RoutingContext, /, **given: object) -> None:
         self.context = context
         self.values = resolve(self.name, self.params, given)
         self.last = -1

@@ -30,7 +30,7 @@ class CacheAware(RoutingBase):
         Param("balance_rel_threshold", 1.5, "and ratio of the two above which the fleet is uneven", low=1),
     )
 
-    def __init__(self, context: RoutingContext, **given: object) -> None:
+    def __init__(self, context: RoutingContext, /, **given: object) -> None:
         super().__init__(context, **given)
         self._threshold = self.values.number("cache_threshold")
         self._abs = self.values.integer("balance_abs_threshold")

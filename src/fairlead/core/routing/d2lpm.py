@@ -21,7 +21,7 @@ class DeficitRouting(RoutingBase):
 
     params = (QUANTUM, CHARGE, IDLE)
 
-    def __init__(self, context: RoutingContext, **given: object) -> None:
+    def __init__(self, context: RoutingContext, /, **given: object) -> None:
         super().__init__(context, **given)
         self.books = Deficits(self.values.integer("quantum"), int(self.values.number("idle_s") * 1e6))
         self._whole_prompt = self.values.word("charge") == "prompt"

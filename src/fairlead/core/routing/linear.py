@@ -44,7 +44,7 @@ class Linear(RoutingBase):
         Param("kv_weight", 2.0, "llm-d: weight of the KV-utilisation scorer", low=0),
     )
 
-    def __init__(self, context: RoutingContext, **given: object) -> None:
+    def __init__(self, context: RoutingContext, /, **given: object) -> None:
         super().__init__(context, **given)
         preset = self.values.word("preset")
         for other, names in _OF_PRESET.items():

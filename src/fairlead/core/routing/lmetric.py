@@ -41,7 +41,7 @@ class LMetric(RoutingBase):
         Param("window_s", 60.0, "seconds of arrivals that the detector looks at", low=1),
     )
 
-    def __init__(self, context: RoutingContext, **given: object) -> None:
+    def __init__(self, context: RoutingContext, /, **given: object) -> None:
         super().__init__(context, **given)
         self._detector = self.values.flag("detector")
         self.hotspots = Hotspots(int(self.values.number("window_s") * 1e6))

@@ -76,7 +76,7 @@ class Preble(RoutingBase):
         Param("replicate_ratio", 2.0, "growth of the wait from which a prefix gets another holder", low=1),
     )
 
-    def __init__(self, context: RoutingContext, **given: object) -> None:
+    def __init__(self, context: RoutingContext, /, **given: object) -> None:
         super().__init__(context, **given)
         number = self.values.number
         window_us = int(number("window_s") * 1e6)

@@ -40,7 +40,7 @@ class SessionAffinity(RoutingBase):
         ),
     )
 
-    def __init__(self, context: RoutingContext, **given: object) -> None:
+    def __init__(self, context: RoutingContext, /, **given: object) -> None:
         super().__init__(context, **given)
         self._count = self.values.integer("points")
         self._ids: list[WorkerId] = []

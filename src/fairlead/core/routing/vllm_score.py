@@ -22,7 +22,7 @@ class VllmScore(RoutingBase):
         Param("max_age_s", 5.0, "older reports of an engine's own queue are not used", low=0),
     )
 
-    def __init__(self, context: RoutingContext, **given: object) -> None:
+    def __init__(self, context: RoutingContext, /, **given: object) -> None:
         super().__init__(context, **given)
         self._weight = self.values.integer("waiting_weight")
         self._max_age = int(self.values.number("max_age_s") * 1e6)
