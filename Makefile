@@ -28,6 +28,10 @@ demo: $(VENV)/.runtime ## four engines, the gateway, three clients: the differen
 test: $(VENV)/.dev ## the fast test suite
 	$(BIN)/python -m pytest $(ARGS)
 
+test-engines: | $(BIN)/python ## the suite on two real vLLM servers, in .venv-engines (about 4 GB, minutes)
+	@$(PYTHON) scripts/setup_engines.py
+	$(VENV)-engines/bin/python -m pytest --override-ini addopts="-q --strict-markers" tests/engines $(ARGS)
+
 lint: $(VENV)/.dev ## ruff and mypy, strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
