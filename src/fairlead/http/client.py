@@ -1,0 +1,237 @@
+"""An HTTP/1.1 client for one upstream: pooled connections, bodies handed on as they come.
+
+``Pool.send`` writes a request and returns a ``Call``; a ``Sink`` hears the head, the parts of the
+body, and the end. Nothing is buffered but what the sink holds back with ``Call.pause``.
+
+A kept-alive connection may be closed by the upstream at the very moment a request is written to
+it. If it ends before a byte of an answer, and it had been used before, the request goes out once
+more on a new connection; in every other case the sink decides.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from fairlead.http.client_connection import ClientConnection, ClientTimeouts, Sink, UpstreamError
+from fairlead.http.messages import Headers
+
+__all__ = ["Call", "ClientTimeouts", "Pool", "Sink", "UpstreamError"]
+
+
+class Call:
+    """One request under way."""
+
+    __slots__ = ("connection", "request", "sink", "task")
+
+    def __init__(self, request: bytes, sink: Sink) -> None:
+        self.request = request
+        self.sink = sink
+        self.connection: ClientConnection | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """Close the connection at once, which is how HTTP/1.1 tells the upstream to stop."""
+        connection, self.connection = self.connection, None
+        task, self.task = self.task, None
+        if task is not None:
+            task.cancel()
+        if connection is not None:
+            connection.drop()
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        if self.connection is not None:
+            self.connection.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self.connection is not None:
+            self.connection.resume()
+
+
+class Pool:
+    """Connections to one upstream, ``http://host:port`` or ``https://...``. Latest used, first reused."""
+
+    def __init__(
+        self, url: str, timeouts: ClientTimeouts | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"not an http:// or https:// address: {url!r}")
+        self.url = url
+        self.timeouts = timeouts or ClientTimeouts()
+        self.host = parts.hostname
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.authority = parts.netloc.rpartition("@")[2].encode()
+        self.prefix = parts.path.rstrip("/").encode()
+        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        self._idle: list[ClientConnection] = []
+        self._busy: set[ClientConnection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.opened = 0
+        """Connections opened so far."""
+        self.stale_retries = 0
+        """Requests sent again because a kept connection turned out to be closed."""
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.url} busy={len(self._busy)} idle={len(self._idle)}>"
+
+    def request_bytes(
+        self, method: bytes, path: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes
+    ) -> bytes:
+        """Return a request ready for ``send``: adds Host and, to a body, Content-Length.
+
+        The caller leaves out hop-by-hop fields and vouches for the fields' syntax.
+        """
+        fields = b"".join([b"%b: %b\r\n" % field for field in headers])
+        length = b"content-length: %d\r\n" % len(body) if body or method == b"POST" else b""
+        return b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n%b" % (
+            method,
+            self.prefix,
+            path,
+            self.authority,
+            fields,
+            length,
+            body,
+        )
+
+    def send(self, request: bytes, sink: Sink) -> Call:
+        """Send ``request`` on a kept connection, or on a new one; never calls ``sink`` before returning."""
+        call = Call(request, sink)
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable():
+                self._start(call, connection)
+                return call
+        self._open(call)
+        return call
+
+    async def fetch(
+        self,
+        method: bytes,
+        path: bytes,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        body: bytes = b"",
+        timeout: float = 5.0,  # noqa: ASYNC109 - the whole exchange, reported as an UpstreamError
+    ) -> tuple[int, Headers, bytes]:
+        """Return status, headers and body of one exchange. Raises UpstreamError."""
+        sink = _Collect(asyncio.get_running_loop().create_future())
+        call = self.send(self.request_bytes(method, path, headers, body), sink)
+        try:
+            return await asyncio.wait_for(sink.result, timeout)
+        except TimeoutError:
+            raise UpstreamError(
+                "timeout", f"no complete answer within {timeout:g} s", bool(sink.status)
+            ) from None
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """Close every connection; calls under way get no further word."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connection in [*self._idle, *self._busy]:
+            connection.drop()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _start(self, call: Call, connection: ClientConnection) -> None:
+        call.connection = connection
+        self._busy.add(connection)
+        connection.start(call, call.sink, call.request)
+
+    def _open(self, call: Call) -> None:
+        if self._sweeper is None:
+            self._sweep()
+        task = asyncio.get_running_loop().create_task(self._connect(call))
+        call.task = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, call: Call) -> None:
+        connection = ClientConnection(self)
+        try:
+            async with asyncio.timeout(self.timeouts.connect):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: connection, self.host, self.port, ssl=self._tls
+                )
+        except (OSError, TimeoutError) as error:
+            call.task = None
+            reason = str(error) or "timed out"
+            call.sink.error(
+                UpstreamError("connect", f"cannot connect to {self.host}:{self.port}: {reason}", False)
+            )
+            return
+        except asyncio.CancelledError:
+            connection.drop()  # it may have come up in the very round of the cancellation
+            raise
+        self.opened += 1
+        call.task = None
+        self._start(call, connection)
+
+    def ended(self, connection: ClientConnection, reusable: bool) -> None:
+        """The exchange on ``connection`` is over."""
+        self._busy.discard(connection)
+        if reusable and self._sweeper is not None:
+            self._idle.append(connection)
+        else:
+            connection.drop()
+
+    def lost(self, connection: ClientConnection) -> None:
+        """Forget a connection that is gone."""
+        self._busy.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def again(self, call: Call) -> None:
+        """Send a request that met a stale connection on a new one."""
+        self.stale_retries += 1
+        call.connection = None
+        self._open(call)
+
+    def _sweep(self) -> None:
+        """Time out what is quiet for too long. One timer for all: cheaper than one a request."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self._busy):
+            connection.check(now, self.timeouts)
+        for connection in list(self._idle):
+            if not connection.usable() or connection.idle_for(now) > self.timeouts.idle:
+                self._idle.remove(connection)
+                connection.drop()
+        shortest = min(self.timeouts.first_byte, self.timeouts.quiet, self.timeouts.idle, 4.0)
+        self._sweeper = loop.call_later(max(0.01, shortest / 4), self._sweep)
+
+
+class _Collect:
+    """A sink that gathers a whole answer."""
+
+    __slots__ = ("headers", "parts", "result", "status")
+
+    def __init__(self, result: "asyncio.Future[tuple[int, Headers, bytes]]") -> None:
+        self.result = result
+        self.status = 0
+        self.headers: Headers = []
+        self.parts: list[bytes] = []
+
+    def head(self, status: int, headers: Headers) -> None:
+        self.status = status
+        self.headers = headers
+
+    def data(self, body: bytes) -> None:
+        self.parts.append(body)
+
+    def end(self) -> None:
+        if not self.result.done():
+            self.result.set_result((self.status, self.headers, b"".join(self.parts)))
+
+    def error(self, error: UpstreamError) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)

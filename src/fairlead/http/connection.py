@@ -1,0 +1,460 @@
+"""The server's side of one connection: bytes to exchanges, in order, within limits."""
+
+import asyncio
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+import httptools
+
+from fairlead.http.exchange import Exchange
+from fairlead.http.messages import Headers, Response, error_body
+
+if TYPE_CHECKING:
+    from fairlead.http.server import Server
+
+HELD_BYTES = 262_144
+"""Bytes kept for later while an answer is under way; beyond them the socket is not read."""
+LINGER_S = 2.0
+"""How long a refused client may go on sending before it is cut off. Closing at once would reset the
+connection and could destroy the error on its way to the client."""
+
+NEW, IDLE, HEAD, BODY = range(4)
+"""What a deadline is for: the first byte ever, the next request, its headers, its body."""
+
+
+class _RefusedError(Exception):
+    """A request that breaks a limit or a rule that llhttp does not check."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class ServerConnection(asyncio.Protocol):
+    """One client connection. Its states: reading a request, answering, lingering after a refusal."""
+
+    __slots__ = (
+        "_body",
+        "_body_size",
+        "_close_after",
+        "_exchange",
+        "_expects",
+        "_head_done",
+        "_head_size",
+        "_headers",
+        "_held",
+        "_held_size",
+        "_http11",
+        "_in_message",
+        "_lingering",
+        "_loop",
+        "_method",
+        "_parser",
+        "_phase",
+        "_reading_paused",
+        "_ready",
+        "_refusal",
+        "_replayed",
+        "_running",
+        "_target",
+        "_transport",
+        "_upgrade",
+        "_waiters",
+        "deadline",
+        "paused",
+        "peer",
+        "server",
+    )
+
+    def __init__(self, server: "Server") -> None:
+        self.server = server
+        self.peer = ""
+        self.deadline = 0.0
+        """When ``timed_out`` is due, in the loop's seconds; 0 for never."""
+        self.paused = False
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._exchange: Exchange | None = None
+        self._ready: deque[Exchange] = deque()
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._refusal: _RefusedError | None = None
+        self._in_message = False
+        self._head_done = False
+        self._lingering = False
+        self._reading_paused = False
+        self._running = False
+        self._close_after = False
+        self._replayed = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self._phase = NEW
+        self._reset()
+
+    def _reset(self) -> None:
+        self._method = b""
+        self._target = b""
+        self._headers: Headers = []
+        self._head_size = 0
+        self._head_done = False
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._http11 = True
+        self._expects = False
+        self._upgrade = False
+
+    # --- the transport -------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport; the first request has ``header_timeout`` to come."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        name = transport.get_extra_info("peername")
+        self.peer = str(name[0]) if isinstance(name, tuple) else ""
+        self.server.connections.add(self)
+        self.deadline = self._loop.time() + self.server.limits.header_timeout
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Tell whoever is answering."""
+        self._transport = None
+        self.deadline = 0.0
+        self.server.forget(self)
+        self._ready.clear()
+        self._held.clear()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.lose()
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; or keep for later what comes while an answer is under way."""
+        if self._exchange is not None or self._ready or self._refusal is not None:
+            self._hold(data)
+            return
+        if self._lingering:
+            return
+        self._feed(data)
+        if self._ready:
+            self.deadline = 0.0
+            self._phase = NEW
+            self._next()
+        else:
+            self._settle()
+
+    def eof_received(self) -> bool:
+        """Treat the end of the client's sending as its leaving: generation is too dear to guess.
+
+        A client that only half-closed and did not see its answer begin is told why.
+        """
+        exchange = self._exchange
+        if exchange is not None and exchange.begun:
+            self.abort()
+        elif exchange is not None:
+            self._exchange = None
+            exchange.lose()
+            self._say(
+                _RefusedError(400, "the connection was closed for sending before the answer; keep it open")
+            )
+        elif self._in_message and not self._lingering:
+            self._say(_RefusedError(400, "the connection ended in the middle of the request"))
+        return False
+
+    def pause_writing(self) -> None:
+        """The client does not keep up."""
+        self.paused = True
+        self.deadline = self._loop.time() + self.server.limits.write_timeout
+        exchange = self._exchange
+        if exchange is not None and exchange.listener is not None:
+            exchange.listener.pause()
+
+    def resume_writing(self) -> None:
+        """The client caught up."""
+        self.paused = False
+        self.deadline = 0.0
+        self._wake()
+        exchange = self._exchange
+        if exchange is None:
+            self._phase = NEW
+            self._settle()
+        elif exchange.listener is not None:
+            exchange.listener.resume()
+
+    # --- what exchanges and the server call ----------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Queue ``data`` for the client."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def done(self, exchange: Exchange) -> None:
+        """The answer of ``exchange`` is complete: go on with what the client sent meanwhile."""
+        self._exchange = None
+        if not exchange.keep_alive or self._close_after:
+            self._close()
+            return
+        if not self._running:
+            if self._ready or self._held or self._refusal is not None:
+                # Not from here: the caller may still be inside its own handling of the answer's end.
+                self._loop.call_soon(self._next)
+            elif not self.paused:
+                self._phase = IDLE
+                self.deadline = self._loop.time() + self.server.limits.idle_timeout
+
+    async def drained(self) -> None:
+        """Wait until the client caught up, or is gone."""
+        while self.paused and self._transport is not None:
+            waiter = self._loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def close_if_idle(self) -> None:
+        """Close when no request is under way; otherwise after the present answer."""
+        if self._exchange is None and not self._ready and not self._in_message:
+            self._close()
+        else:
+            self._close_after = True
+
+    def abort(self) -> None:
+        """Drop the connection without sending what is queued."""
+        exchange, self._exchange = self._exchange, None
+        if self._transport is not None:
+            self._transport.abort()
+        if exchange is not None:
+            exchange.lose()
+
+    def timed_out(self) -> None:
+        """Act on the deadline: refuse the slow sender, drop the slow reader, close the idle."""
+        self.deadline = 0.0
+        if self.paused or self._lingering:
+            self.abort()
+        elif self._in_message:
+            self._say(_RefusedError(408, "the request did not arrive in time"))
+        elif self._exchange is None:
+            self._close()
+
+    # --- parsing -------------------------------------------------------------------------------
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as switch:
+            self._decline_upgrade(data[switch.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if not isinstance(cause, _RefusedError):
+                raise
+            self._refuse(cause)
+        except httptools.HttpParserError as error:
+            self._refuse(_RefusedError(400, f"bad HTTP request: {error}"))
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1 as RFC 9110 section 7.8 lets a server: some clients always offer h2c.
+
+        llhttp stops at such a head, so a fresh parser is given the same framing without the offer.
+        """
+        if not self._upgrade:
+            self._refuse(_RefusedError(501, "CONNECT is not supported"))
+            return
+        self._upgrade = False
+        self._method = self._parser.get_method()
+        self._parser = httptools.HttpRequestParser(self)
+        framing = [
+            b"%b: %b\r\n" % f for f in self._headers if f[0] in {b"content-length", b"transfer-encoding"}
+        ]
+        self._replayed = True
+        self._feed(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n" + rest)
+
+    def on_message_begin(self) -> None:
+        """llhttp: a request starts."""
+        self._in_message = True
+        if not self._replayed:
+            self._reset()
+            if len(self._ready) >= self.server.limits.pipelined:
+                raise _RefusedError(400, "too many pipelined requests")
+
+    def on_url(self, url: bytes) -> None:
+        """llhttp: a part of the target."""
+        if self._replayed:
+            return
+        self._target += url
+        if len(self._target) > self.server.limits.header_bytes:
+            raise _RefusedError(414, "the request target is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """llhttp: a header field, or a trailer field, which is counted and dropped."""
+        if self._replayed:
+            return
+        self._head_size += len(name) + len(value) + 4
+        limits = self.server.limits
+        if self._head_size > limits.header_bytes or len(self._headers) >= limits.header_count:
+            raise _RefusedError(431, "the request's headers are too large")
+        if not self._head_done:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """llhttp: check what it leaves to us (RFC 9112 sections 3.2, 6.1)."""
+        self._head_done = True
+        if self._replayed:
+            self._replayed = False
+            return
+        version = self._parser.get_http_version()
+        if version != "1.1":
+            if version != "1.0":
+                raise _RefusedError(505, f"HTTP version {version} is not supported")
+            self._http11 = False
+        self._check_fields()
+        if self._target[:1] != b"/":
+            self._origin_form()
+
+    def _check_fields(self) -> None:
+        hosts = 0
+        for name, value in self._headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                if int(value) > self.server.limits.body_bytes:
+                    raise _RefusedError(413, self._too_large())
+            elif name == b"transfer-encoding":
+                if value.strip().lower() != b"chunked":
+                    raise _RefusedError(501, "only the chunked transfer coding is supported")
+                if not self._http11:
+                    raise _RefusedError(400, "Transfer-Encoding needs HTTP/1.1")
+            elif name == b"expect":
+                if value.strip().lower() != b"100-continue":
+                    raise _RefusedError(417, "only 100-continue can be expected")
+                self._expects = self._http11
+            elif name == b"upgrade":
+                self._upgrade = True
+        if hosts != 1 and (self._http11 or hosts):
+            raise _RefusedError(400, "a request needs one Host header")
+
+    def on_body(self, data: bytes) -> None:
+        """llhttp: a part of the body."""
+        self._body_size += len(data)
+        if self._body_size > self.server.limits.body_bytes:
+            raise _RefusedError(413, self._too_large())
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """llhttp: the request is whole."""
+        if self._upgrade and self._parser.should_upgrade():
+            return  # llhttp skipped the body; _decline_upgrade goes on
+        self._in_message = False
+        body = self._body
+        self._ready.append(
+            Exchange(
+                self,
+                self._method or self._parser.get_method(),
+                self._target,
+                self._headers,
+                body[0] if len(body) == 1 else b"".join(body),
+                self._parser.should_keep_alive() if self._http11 else False,
+                self._http11,
+            )
+        )
+
+    def _origin_form(self) -> None:
+        """Reduce an absolute target, which RFC 9112 section 3.2.2 has servers accept, to its path."""
+        scheme, colon, rest = self._target.partition(b"://")
+        if self._target == b"*" or not colon or scheme.lower() not in {b"http", b"https"}:
+            raise _RefusedError(400, "the request target is not a path")
+        slash = rest.find(b"/")
+        self._target = rest[slash:] if slash >= 0 else b"/"
+
+    def _too_large(self) -> str:
+        return f"the request body is over the limit of {self.server.limits.body_bytes} bytes"
+
+    # --- the order of things -------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """After a read that completed nothing: answer Expect, set the deadline that now applies."""
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            self._say(refusal)
+            return
+        if self._transport is None or self._lingering:
+            return
+        if self._expects and self._head_done:
+            self._expects = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        limits = self.server.limits
+        phase = (BODY if self._head_done else HEAD) if self._in_message else IDLE
+        if phase == self._phase:
+            return  # set once: each byte of a slow sender must not renew it
+        self._phase = phase
+        allowed = (0.0, limits.idle_timeout, limits.header_timeout, limits.body_timeout)[phase]
+        self.deadline = self._loop.time() + allowed
+
+    def _next(self) -> None:
+        """Run handlers while requests are complete and answers come at once."""
+        if self._running:
+            return
+        self._running = True
+        try:
+            while self._exchange is None and self._transport is not None and not self._lingering:
+                if not self._ready and not self._release_held():
+                    self._settle()
+                    break
+                if self._ready:
+                    self._exchange = self._ready.popleft()
+                    self.server.run(self._exchange)
+        finally:
+            self._running = False
+
+    def _hold(self, data: bytes) -> None:
+        self._held.append(data)
+        self._held_size += len(data)
+        if self._held_size > HELD_BYTES and not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _release_held(self) -> bool:
+        """Parse what was held; return whether there was any."""
+        if not self._held or self._refusal is not None:
+            return False
+        data = b"".join(self._held)
+        self._held.clear()
+        self._held_size = 0
+        if self._reading_paused and self._transport is not None:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        self._feed(data)
+        return True
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    def _refuse(self, refusal: _RefusedError) -> None:
+        """Keep the refusal until the answers before it are sent."""
+        self._in_message = False
+        self._refusal = refusal
+
+    def _say(self, refusal: _RefusedError) -> None:
+        """Answer with an error, read on for a moment so that the client can take it, and close."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._in_message = False
+        self._lingering = True
+        exchange = Exchange(self, b"POST", b"", [], b"", keep_alive=False, http11=True)
+        exchange.reply(Response(refusal.status, error_body(refusal.status, refusal.message)))
+
+    def _close(self) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        self._ready.clear()
+        self._held.clear()
+        if self._lingering and not transport.is_closing() and transport.can_write_eof():
+            self.deadline = self._loop.time() + LINGER_S
+            transport.write_eof()
+            return
+        transport.close()

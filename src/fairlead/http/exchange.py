@@ -1,0 +1,211 @@
+"""One request and its answer on a server connection."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from fairlead.http.messages import Headers, Response, error_body, head
+
+if TYPE_CHECKING:
+    from fairlead.http.connection import ServerConnection
+
+
+class Listener(Protocol):
+    """Who wants to hear of the client while an answer is under way."""
+
+    def disconnected(self) -> None:
+        """The client is gone; nothing more can be sent."""
+
+    def pause(self) -> None:
+        """The client reads slower than the answer comes: hold it back."""
+
+    def resume(self) -> None:
+        """The client caught up."""
+
+
+class Exchange:
+    """A complete request, and the means to answer it.
+
+    Answer with ``reply``, or with ``begin``, any number of ``send``, and ``finish``. After the
+    client is gone all of these do nothing, so that a handler needs no checks of its own.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_head",
+        "_remaining",
+        "begun",
+        "body",
+        "headers",
+        "http11",
+        "keep_alive",
+        "listener",
+        "method",
+        "target",
+    )
+
+    def __init__(
+        self,
+        connection: "ServerConnection",
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: bytes,
+        keep_alive: bool,
+        http11: bool,
+    ) -> None:
+        self._connection: ServerConnection | None = connection
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body = body
+        self.keep_alive = keep_alive
+        self.http11 = http11
+        self.listener: Listener | None = None
+        self.begun = False
+        """Whether the answer's head is decided: a different answer is no longer possible."""
+        self._head = b""
+        self._chunked = False
+        self._remaining = -1
+
+    def __repr__(self) -> str:
+        state = "gone" if self.gone else "begun" if self.begun else "waiting"
+        return f"<Exchange {self.method.decode()} {self.target.decode('latin-1')} {state}>"
+
+    @property
+    def path(self) -> bytes:
+        """The target without its query."""
+        return self.target.partition(b"?")[0]
+
+    @property
+    def query(self) -> bytes:
+        """What follows the question mark in the target."""
+        return self.target.partition(b"?")[2]
+
+    @property
+    def peer(self) -> str:
+        """The address of the connection's other end; empty when unknown."""
+        return "" if self._connection is None else self._connection.peer
+
+    @property
+    def gone(self) -> bool:
+        """Whether the answer is complete or can no longer be sent."""
+        return self._connection is None
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client reads slower than it is sent to."""
+        return self._connection is not None and self._connection.paused
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the last value of ``name`` (in lower case), or None."""
+        for field, value in reversed(self.headers):
+            if field == name:
+                return value
+        return None
+
+    def reply(self, response: Response) -> None:
+        """Send a whole answer. Raises RuntimeError if another one was begun."""
+        fields = [(b"content-type", response.content_type), *response.headers]
+        self.begin(head(response.status, fields), len(response.body))
+        self.finish(response.body)
+
+    def begin(self, head_lines: bytes, length: int | None = None) -> None:
+        """Decide the head: status line and fields, each ended by CRLF, framing fields excepted.
+
+        Nothing is written before the first ``send``, ``flush`` or ``finish``, so that head and
+        body share a packet. ``length`` is the size of the body; None sends it in chunks, or up to
+        the connection's close to an HTTP/1.0 client. Raises RuntimeError if an answer was begun.
+        """
+        if self.begun:
+            raise RuntimeError("an answer was already begun")
+        self.begun = True
+        connection = self._connection
+        if connection is None:
+            return
+        if length is not None:
+            self._remaining = length
+            framing = b"content-length: %d\r\n" % length
+        elif self.http11:
+            self._chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        else:
+            self.keep_alive = False
+            framing = b""
+        if connection.server.draining:
+            self.keep_alive = False
+        if self.method == b"HEAD":
+            self._chunked = False
+        self._head = head_lines + framing + (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+
+    def flush(self) -> None:
+        """Send the head without waiting for a body."""
+        if self._head and self._connection is not None:
+            self._connection.write(self._head)
+            self._head = b""
+
+    def send(self, data: bytes) -> None:
+        """Send a part of the body."""
+        connection = self._connection
+        if connection is None or not data:
+            return
+        data = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else self._account(data)
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        connection.write(data)
+
+    def finish(self, data: bytes = b"") -> None:
+        """Send the last part and end the answer; a body shorter than announced closes the connection."""
+        connection = self._connection
+        if connection is None:
+            return
+        if self._chunked:
+            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+        else:
+            data = self._account(data)
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        if data:
+            connection.write(data)
+        if self._remaining > 0 and self.method != b"HEAD":
+            self.abort()
+            return
+        self._connection = None
+        self.listener = None
+        connection.done(self)
+
+    def abort(self) -> None:
+        """Cut the connection, so that the client sees that the answer is not whole."""
+        connection = self._connection
+        if connection is not None:
+            self.listener = None
+            connection.abort()
+
+    def fail(self) -> None:
+        """Answer 500, or cut the connection when an answer was begun."""
+        if self.begun:
+            self.abort()
+        else:
+            self.reply(Response(500, error_body(500, "internal error")))
+
+    async def drained(self) -> None:
+        """Wait until the client caught up, or is gone."""
+        if self._connection is not None:
+            await self._connection.drained()
+
+    def lose(self) -> None:
+        """Called by the connection: the client is gone."""
+        self._connection = None
+        listener, self.listener = self.listener, None
+        if listener is not None:
+            listener.disconnected()
+
+    def _account(self, data: bytes) -> bytes:
+        if self.method == b"HEAD":
+            return b""
+        if self._remaining >= 0:
+            if len(data) > self._remaining:
+                raise RuntimeError("the body is longer than announced")
+            self._remaining -= len(data)
+        return data
