@@ -204,7 +204,6 @@ class Pool:
             connection.check(now, self.timeouts)
         for connection in list(self._idle):
             if not connection.usable() or connection.idle_for(now) > self.timeouts.idle:
-                self._idle.remove(connection)
                 connection.drop()
         shortest = min(self.timeouts.first_byte, self.timeouts.quiet, self.timeouts.idle, 4.0)
         self._sweeper = loop.call_later(max(0.01, shortest / 4), self._sweep)
