@@ -273,10 +273,8 @@ class Machine(RuleBasedStateMachine):
         self.world.compare()
 
 
-class TestMachine(Machine.TestCase):  # type: ignore[name-defined,misc]
-    """The index answers as the naive one does, whatever happens to it."""
-
-    settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.parametrize("seed", range(6))

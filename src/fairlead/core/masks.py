@@ -1,22 +1,18 @@
-"""Which worker slots hold a block, for every block, as one bit mask a block.
+"""Which worker slots hold a block according to their own events: one bit mask a block.
 
-A slot's bit is set on a block only if it is set on every block before it in the chain. So masks
-only lose bits along a prompt: two blocks with equal masks have that mask on every block between
-them, and runs of equal masks are found by galloping instead of a look-up a block. The same runs
-let whole stretches be changed by single calls into the dict.
+Events name blocks, not paths, so here every block has an entry of its own. A slot's bit is set on a
+block only if it is set on every block before it in the chain. So masks only lose bits along a
+prompt: two blocks with equal masks have that mask on every block between them, and runs of equal
+masks are found by galloping instead of a look-up a block.
 
-A key that two different prefixes share (a 60-bit collision, or a caller whose keys do not chain)
+A key that two different prefixes share (a 60-bit collision, or a source whose keys do not chain)
 makes answers about those prefixes wrong but breaks nothing: no operation expects a bit to be there.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import repeat
 
+from fairlead.core.holders import Step
 from fairlead.core.model import BlockKey
-
-Step = tuple[int, int]
-"""(leading blocks held, mask of the slots that hold exactly so many)."""
 
 SHARED_MASKS = 4096
 """Most masks remembered for sharing; beyond it the memory of them starts afresh."""
@@ -63,54 +59,45 @@ class BlockMasks:
         if not keys:
             return []
         get = self.table.get
+        total = len(keys)
         mask = get(keys[0])
         at = 0
+        step = max(1, total - 1)
         steps: list[Step] = []
         while mask is not None:
-            at = run_end(get, keys, at, mask)
-            rest = get(keys[at]) if at < len(keys) else None
-            steps.append((at, mask if rest is None else mask & ~rest))
-            mask = rest
+            # The first try of a run is the length of the run before; run_end, with the mask after it.
+            low, high, rest = at, total, None
+            probe = at + step
+            while probe < total:
+                found = get(keys[probe])
+                if found != mask:
+                    high, rest = probe, found
+                    break
+                low = probe
+                step += step
+                probe += step
+            while high - low > 1:
+                middle = (low + high) >> 1
+                found = get(keys[middle])
+                if found == mask:
+                    low = middle
+                else:
+                    high, rest = middle, found
+            steps.append((high, mask if rest is None else mask & ~rest))
+            step = high - at
+            at, mask = high, rest
         steps.reverse()
         return steps
 
-    def hold(self, keys: Sequence[BlockKey], bit: int) -> None:
-        """Set ``bit`` on ``keys``: blocks of one chain, in its order, gaps allowed."""
-        table = self.table
-        at, end = 0, len(keys)
-        while at < end:
-            mask = table.get(keys[at])
-            if mask is None:  # nobody holds this block, so nobody holds a later one
-                table.update(dict.fromkeys(keys[at:] if at else keys, bit))
-                return
-            stop = run_end(table.get, keys, at, mask)
-            if not mask & bit:
-                table.update(dict.fromkeys(keys[at:stop], self._share(mask | bit)))
-            at = stop
-
-    def release(self, keys: Sequence[BlockKey], bit: int) -> None:
-        """Clear ``bit`` on ``keys``: blocks of one chain, in its order, gaps allowed."""
-        table = self.table
-        at, end = 0, len(keys)
-        while at < end:
-            mask = table.get(keys[at])
-            if mask is None:
-                return
-            stop = run_end(table.get, keys, at, mask)
-            if mask == bit:
-                deque(map(table.pop, keys[at:stop], repeat(None)), maxlen=0)
-            elif mask & bit:
-                table.update(dict.fromkeys(keys[at:stop], self._share(mask ^ bit)))
-            at = stop
-
-    def hold_each(self, keys: Iterable[BlockKey], bit: int) -> None:
-        """Set ``bit`` on ``keys``, in any order."""
+    def hold(self, keys: Iterable[BlockKey], bit: int) -> None:
+        """Set ``bit`` on ``keys``."""
         table = self.table
         for key in keys:
-            table[key] = self._share(table.get(key, 0) | bit)
+            mask = table.get(key)
+            table[key] = bit if mask is None else self._share(mask | bit)
 
-    def release_each(self, keys: Iterable[BlockKey], bit: int) -> None:
-        """Clear ``bit`` on ``keys``, in any order."""
+    def release(self, keys: Iterable[BlockKey], bit: int) -> None:
+        """Clear ``bit`` on ``keys``."""
         table = self.table
         for key in keys:
             mask = table.get(key, 0)

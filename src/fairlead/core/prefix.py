@@ -8,7 +8,8 @@ of two sources: *speculative*, the requests sent to it, bounded by its cache siz
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from fairlead.core.masks import BlockMasks, Step
+from fairlead.core.holders import HolderTree, Run, Step
+from fairlead.core.masks import BlockMasks
 from fairlead.core.model import BlockKey
 from fairlead.core.prefix_tree import Claim, Segment, SlotTree, State
 
@@ -31,9 +32,10 @@ class PrefixIndex:
     Unknown slots raise KeyError. Keys must chain (see ``keys.py``).
     """
 
-    __slots__ = ("_masks", "_on_evicted", "_on_stored", "_trees")
+    __slots__ = ("_holders", "_masks", "_on_evicted", "_on_stored", "_trees")
 
     def __init__(self, on_stored: Notice | None = None, on_evicted: Notice | None = None) -> None:
+        self._holders = HolderTree()
         self._masks = BlockMasks()
         self._trees: dict[int, SlotTree] = {}
         self._on_stored = on_stored or _ignore
@@ -47,7 +49,7 @@ class PrefixIndex:
             raise ValueError(f"slot {slot} is in use; drop it first")
         if slot < 0 or capacity_blocks < 0:
             raise ValueError(f"slot {slot} with {capacity_blocks} blocks: neither may be negative")
-        tree = SlotTree(slot, capacity_blocks, self._masks)
+        tree = SlotTree(slot, capacity_blocks, self._holders, self._masks)
         tree.clear(exact)
         self._trees[slot] = tree
 
@@ -81,7 +83,10 @@ class PrefixIndex:
         that holds the first block is in exactly one mask (bit ``1 << slot``), the others in none.
         Cost: logarithmic in the blocks for each distinct length, none for blocks past the longest.
         """
-        return self._masks.match(keys)
+        steps = self._holders.match(keys)
+        if self._masks.table:
+            steps = _longest(steps, self._masks.match(keys))
+        return steps
 
     def ready(self, slot: int, keys: Sequence[BlockKey]) -> int:
         """Return how many leading blocks the worker caches now, or is computing for a running request."""
@@ -101,8 +106,8 @@ class PrefixIndex:
         return self._trees[slot].assigned
 
     def __len__(self) -> int:
-        """Return the number of distinct blocks over all slots."""
-        return len(self._masks.table)
+        """Return the blocks remembered over all slots; one known by requests and by events counts twice."""
+        return self._holders.blocks + len(self._masks.table)
 
     def __repr__(self) -> str:
         return f"<PrefixIndex slots={len(self._trees)} blocks={len(self)}>"
@@ -197,19 +202,59 @@ class PrefixIndex:
 
     def check(self) -> None:
         """Raise AssertionError if an internal invariant is broken. Cost: all blocks of all slots."""
-        expected: dict[BlockKey, int] = {}
+        by_request: dict[BlockKey, int] = {}
+        by_event: dict[BlockKey, int] = {}
+        ends: dict[int, int] = {}
         for tree in self._trees.values():
-            held: set[BlockKey] = set()
             for node in tree.segments():
-                held.update(node.keys)
+                assert node.run.keys[-1] == node.keys[-1]
+                ends[id(node.run)] = ends.get(id(node.run), 0) + 1
+                for key in node.keys:
+                    by_request[key] = by_request.get(key, 0) + tree.bit
             if tree.exact is not None:
                 tree.exact.check()
-                assert tree.in_use == held
-                held.update(tree.exact.reachable())
-            for key in held:
-                expected[key] = expected.get(key, 0) | tree.bit
+                for key in tree.exact.reachable():
+                    by_event[key] = by_event.get(key, 0) + tree.bit
             _check_tree(tree)
-        assert expected == self._masks.table
+        assert by_event == self._masks.table
+        assert by_request == _check_holders(self._holders, ends)
+
+
+def _longest(one: list[Step], other: list[Step]) -> list[Step]:
+    """Combine two matches of one prompt: for each slot the longer one."""
+    if not one or not other:
+        return one or other
+    steps: list[Step] = []
+    seen = 0
+    for blocks, mask in sorted((*one, *other), reverse=True):
+        mask &= ~seen
+        if mask:
+            seen |= mask
+            if steps and steps[-1][0] == blocks:
+                mask |= steps.pop()[1]
+            steps.append((blocks, mask))
+    return steps
+
+
+def _check_holders(holders: HolderTree, ends: dict[int, int]) -> dict[BlockKey, int]:
+    """Check links, masks and compression of the tree of holders; return the mask of every block."""
+    found: dict[BlockKey, int] = {}
+    pending: list[Run] = [holders.root]
+    while pending:
+        node = pending.pop()
+        pending += node.children.values()
+        found.update(dict.fromkeys(node.keys, node.mask))
+        for first, child in node.children.items():
+            assert child.parent is node
+            assert child.keys[0] == first
+            assert child.mask
+            assert node is holders.root or child.mask & ~node.mask == 0
+        if node is not holders.root:
+            assert node.ends == ends.get(id(node), 0)
+            only = list(node.children.values()) if len(node.children) == 1 else []
+            assert node.ends or not only or only[0].mask != node.mask
+    assert len(found) == holders.blocks
+    return found
 
 
 def _check_tree(tree: SlotTree) -> None:

@@ -14,10 +14,12 @@ first and leaf before parent; blocks in use by running requests are never evicte
 protect anything: the engine does not know of a request that waits elsewhere.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from fairlead.core.exact import ExactBlocks
+from fairlead.core.holders import HolderTree, Keys, Run, common
 from fairlead.core.masks import BlockMasks
 from fairlead.core.model import BlockKey
 
@@ -26,12 +28,14 @@ EXACT_SLACK = 4
 
 
 class Segment:
-    """A run of blocks without a branch inside. Links run to the parent, the children and the LRU."""
+    """A run of blocks without a branch inside. Links go to the parent, the children and the LRU."""
 
-    __slots__ = ("children", "done", "keys", "newer", "older", "parent", "pins", "users")
+    __slots__ = ("children", "done", "keys", "newer", "older", "parent", "pins", "run", "users")
 
-    def __init__(self, keys: list[BlockKey], parent: "Segment | None", users: int = 0) -> None:
+    def __init__(self, keys: Keys, run: Run, parent: "Segment | None", users: int = 0) -> None:
         self.keys = keys
+        self.run = run
+        """Where the last block is in the tree of holders; a run ends there."""
         self.parent = parent
         self.children: dict[BlockKey, Segment] = {}
         """By first key."""
@@ -75,7 +79,7 @@ class Claim:
 
 
 class SlotTree:
-    """All of one slot. ``masks`` are shared by all slots; this one owns a bit of them.
+    """All of one slot. ``holders`` and ``masks`` are shared by all slots; this one owns a bit of them.
 
     With ``exact`` set, the tree keeps only what waiting and running requests use; the rest is what
     the worker's events say.
@@ -88,7 +92,7 @@ class SlotTree:
         "capacity",
         "dropped",
         "exact",
-        "in_use",
+        "holders",
         "masks",
         "pinned",
         "root",
@@ -96,12 +100,15 @@ class SlotTree:
         "unready",
     )
 
-    def __init__(self, slot: int, capacity: int, masks: BlockMasks) -> None:
+    def __init__(self, slot: int, capacity: int, holders: HolderTree, masks: BlockMasks) -> None:
         self.slot = slot
         self.bit = 1 << slot
+        self.holders = holders
+        """Who holds what by the requests given."""
         self.masks = masks
+        """Who holds what by exact events."""
         self.capacity = capacity
-        self.root = Segment([], None)
+        self.root = Segment(array("Q"), holders.root, None)
         """Sentinel of the tree, and of the LRU ring: ``newer`` is the oldest, ``older`` the newest."""
         self.root.newer = self.root.older = self.root
         self.cached = 0
@@ -111,8 +118,6 @@ class SlotTree:
         self.assigned = 0
         """Distinct blocks that waiting or running requests use."""
         self.exact: ExactBlocks | None = None
-        self.in_use: set[BlockKey] = set()
-        """Keys of the tree, kept only with ``exact``."""
         self.unready: list[BlockKey] = []
         """Blocks that ceased to be ready since this was last taken."""
         self.dropped = False
@@ -126,11 +131,11 @@ class SlotTree:
         while at < total:
             child = node.children.get(keys[at])
             if child is None:
-                node = self._grow(node, list(keys[at:] if at else keys))
+                node = self._grow(node, array("Q", keys[at:] if at else keys))
                 break
             size = len(child.keys)
             if at + size > total or child.keys[-1] != keys[at + size - 1]:
-                child = self._split(child, _common(child.keys, keys, at))
+                child = self._split(child, common(child.keys, keys, at))
                 size = len(child.keys)
             if not child.users:
                 self.assigned += size
@@ -174,7 +179,7 @@ class SlotTree:
             if not node.pins:
                 self.pinned -= node.done
                 if below is not None and len(node.children) == 1 and not node.users:
-                    _absorb_parent(below)
+                    self._absorb_parent(below)
                     node = below
                 else:
                     self._link_newest(node)
@@ -212,7 +217,7 @@ class SlotTree:
             size = len(run) if child.pins else child.done
             if size < len(run) or at + size > total or run[-1] != keys[at + size - 1]:
                 if size:
-                    at += min(size, _common(run, keys, at))
+                    at += min(size, common(run, keys, at))
                 break
             at += size
             node = child
@@ -245,33 +250,29 @@ class SlotTree:
         From now on the cache is known by events if ``exact``, else by the requests sent.
         """
         if self.exact is not None:
-            lost = [key for key in self.exact.reachable() if key not in self.in_use]
-            self.masks.release_each(lost, self.bit)
             self.unready += self.exact.reachable()
+            self.masks.release(self.exact.reachable(), self.bit)
         self.exact = None
-        self.in_use.clear()
         capacity, self.capacity = self.capacity, 0
         self.evict()
         self.capacity = capacity
         for node in self.segments():
             node.done = 0
-            if exact:
-                self.in_use.update(node.keys)
         if exact:
             self.exact = ExactBlocks()
 
     def drop(self) -> None:
         """Forget everything, claims included; those still held may be passed in and do nothing."""
-        for node in list(self.segments()):
-            self.masks.release(node.keys, self.bit)
+        for node in reversed(list(self.segments())):  # leaf first
+            self.holders.release(node.run, len(node.keys), self.bit, keep=False)
             node.children.clear()  # the links are cycles; without them memory is free at once
             node.newer = node.older = None
         if self.exact is not None:
-            self.masks.release_each(self.exact.reachable(), self.bit)
-        self.root = Segment([], None)
+            self.masks.release(self.exact.reachable(), self.bit)
+            self.exact = None
+        self.root.children.clear()
+        self.root.newer = self.root.older = self.root
         self.cached = self.pinned = self.assigned = 0
-        self.exact = None
-        self.in_use.clear()
         self.dropped = True
 
     # -- exact sources -----------------------------------------------------------------------------
@@ -281,15 +282,14 @@ class SlotTree:
         assert self.exact is not None
         fresh, revived = self.exact.stored(keys, parent)
         self.masks.hold(fresh, self.bit)
-        self.masks.hold_each(revived, self.bit)
+        self.masks.hold(revived, self.bit)
         return [*fresh, *revived]
 
     def evicted(self, keys: Sequence[BlockKey]) -> None:
         """Take in an event."""
         assert self.exact is not None
         gone = self.exact.evicted(keys)
-        in_use = self.in_use
-        self.masks.release_each((key for key in gone if key not in in_use) if in_use else gone, self.bit)
+        self.masks.release(gone, self.bit)
         self.unready += gone
 
     def overflowed(self) -> bool:
@@ -306,23 +306,24 @@ class SlotTree:
             pending += node.children.values()
             yield node
 
-    def _grow(self, node: Segment, keys: list[BlockKey]) -> Segment:
+    def _grow(self, node: Segment, keys: Keys) -> Segment:
         """Add blocks below ``node`` for one user, to whom ``node`` is counted already."""
-        self.masks.hold(keys, self.bit)
-        if self.exact is not None:
-            self.in_use.update(keys)
         self.assigned += len(keys)
         if node.users == 1 and not node.children and node.parent is not None:
-            node.keys += keys  # nobody else's prompt ends here: a conversation stays one segment
+            node.run.ends -= 1  # nobody else's prompt ends here: a conversation stays one segment
+            node.run = self.holders.hold(node.run, keys, self.bit)
+            node.keys += keys
             return node
-        child = node.children[keys[0]] = Segment(keys, node, users=1)
+        child = Segment(keys, self.holders.hold(node.run, keys, self.bit), node, users=1)
+        node.children[keys[0]] = child
         return child
 
     def _split(self, lower: Segment, cut: int) -> Segment:
         """Cut a segment after ``cut`` blocks. Handles stay on ``lower``; the new upper half is returned."""
         parent = lower.parent
         assert parent is not None
-        upper = Segment(lower.keys[:cut], parent, lower.users)
+        run = self.holders.end_at(lower.run, len(lower.keys) - cut)
+        upper = Segment(lower.keys[:cut], run, parent, lower.users)
         del lower.keys[:cut]
         upper.pins = lower.pins
         upper.done = min(cut, lower.done)
@@ -350,18 +351,26 @@ class SlotTree:
 
     def _trim(self, node: Segment) -> None:
         """Remove the blocks of an unused segment that are not cached."""
-        gone = node.keys[node.done :]
-        if not gone:
+        count = len(node.keys) - node.done
+        if not count:
             return
+        node.run = self.holders.release(node.run, count, self.bit, keep=node.done > 0)
         if node.done:
             del node.keys[node.done :]
         else:
             assert node.parent is not None
-            del node.parent.children[gone[0]]
-        if self.exact is not None:
-            self.in_use.difference_update(gone)
-            gone = gone[self.exact.lead(gone) :]
-        self.masks.release(gone, self.bit)
+            del node.parent.children[node.keys[0]]
+
+    def _absorb_parent(self, node: Segment) -> None:
+        """Join an idle segment with its idle parent, whose only child it is; ``node`` stays, in the LRU."""
+        parent = node.parent
+        assert parent is not None
+        assert parent.parent is not None
+        self.holders.leave(parent.run)
+        node.keys[:0] = parent.keys
+        node.done += parent.done
+        node.parent = parent.parent
+        node.parent.children[node.keys[0]] = node
 
     def _link_newest(self, node: Segment) -> None:
         root = self.root
@@ -378,26 +387,3 @@ def _unlink(node: Segment) -> None:
     assert older is not None
     newer.older, older.newer = older, newer
     node.newer = node.older = None
-
-
-def _absorb_parent(node: Segment) -> None:
-    """Join an idle segment with its idle parent, whose only child it is; ``node`` stays, in the LRU."""
-    parent = node.parent
-    assert parent is not None
-    assert parent.parent is not None
-    node.keys[:0] = parent.keys
-    node.done += parent.done
-    node.parent = parent.parent
-    node.parent.children[node.keys[0]] = node
-
-
-def _common(run: list[BlockKey], keys: Sequence[BlockKey], at: int) -> int:
-    """Return how many blocks of ``run`` and of ``keys`` from ``at`` on are the same; the first are."""
-    low, high = 1, min(len(run), len(keys) - at) + 1
-    while high - low > 1:
-        middle = (low + high) >> 1
-        if run[middle - 1] == keys[at + middle - 1]:
-            low = middle
-        else:
-            high = middle
-    return low

@@ -1,0 +1,180 @@
+"""Which worker slots hold which prefix because of the requests they were given, over all slots at once.
+
+One radix tree for all slots. A ``Run`` is a stretch of blocks without a branch inside and with one
+mask of holders (bit ``1 << slot``); whoever holds a block holds every block before it, so masks only
+lose bits on the way down. Since keys chain, one comparison passes a run, and a prompt is matched in
+as many steps as it crosses runs, however many blocks they have. Changes cost a step a run too, not
+a hash a block: that is what keeps booking of a long prompt cheap.
+
+Keys are kept in arrays: 8 bytes a block, and nothing for the garbage collector to visit.
+"""
+
+from array import array
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from fairlead.core.model import BlockKey
+
+Keys: TypeAlias = "array[int]"
+"""Unsigned 64-bit, typecode ``Q``."""
+
+Step = tuple[int, int]
+"""(leading blocks held, mask of the slots that hold exactly so many)."""
+
+
+class Run:
+    """Blocks with the same holders. Splits and joins keep the object that has the last block."""
+
+    __slots__ = ("children", "ends", "keys", "mask", "parent")
+
+    def __init__(self, keys: Keys, mask: int, parent: "Run | None") -> None:
+        self.keys = keys
+        self.mask = mask
+        self.parent = parent
+        self.children: dict[BlockKey, Run] = {}
+        """By first key."""
+        self.ends = 0
+        """Segments of slots that end with the last block here, and refer to this run."""
+
+
+class HolderTree:
+    """Prefixes and who holds them."""
+
+    __slots__ = ("blocks", "root")
+
+    def __init__(self) -> None:
+        self.root = Run(array("Q"), 0, None)
+        self.blocks = 0
+
+    def match(self, keys: Sequence[BlockKey]) -> list[Step]:
+        """Return how many leading blocks each slot holds, longest first; slots without any are left out."""
+        steps: list[Step] = []
+        node = self.root
+        mask = 0
+        at, total = 0, len(keys)
+        while at < total:
+            child = node.children.get(keys[at])
+            if child is None:
+                break
+            run = child.keys
+            if child.mask != mask:
+                if mask:
+                    steps.append((at, mask & ~child.mask))
+                mask = child.mask
+            size = len(run)
+            if at + size > total or run[-1] != keys[at + size - 1]:
+                at += common(run, keys, at)
+                break
+            at += size
+            node = child
+        if mask:
+            steps.append((at, mask))
+            steps.reverse()
+        return steps
+
+    def hold(self, node: Run, keys: Keys, bit: int) -> Run:
+        """Set ``bit`` on ``keys``, which continue the last block of ``node`` and lack it.
+
+        Returns the run that ends with the last of them, counting the caller's segment there.
+        """
+        at, total = 0, len(keys)
+        while at < total:
+            child = node.children.get(keys[at])
+            if child is None:
+                rest = keys[at:]
+                self.blocks += len(rest)
+                if node.mask == bit and not node.ends and not node.children:
+                    node.keys += rest
+                else:
+                    child = node.children[rest[0]] = Run(rest, bit, node)
+                    node = child
+                break
+            run = child.keys
+            size = len(run)
+            if at + size > total or run[-1] != keys[at + size - 1]:
+                size = common(run, keys, at)
+                child = self.split(child, size)
+            child.mask |= bit
+            self.compress(node)
+            at += size
+            node = child
+        node.ends += 1
+        return node
+
+    def release(self, node: Run, count: int, bit: int, keep: bool) -> Run:
+        """Clear ``bit`` on the last ``count`` blocks up to the end of ``node``, which a segment left.
+
+        Returns the run that ends before them; with ``keep`` the caller's segment now ends there.
+        """
+        node.ends -= 1
+        while count > 0:
+            size = len(node.keys)
+            above = node.parent
+            assert above is not None
+            if node.mask == bit:  # nobody else's, and nothing below: the blocks themselves go
+                self.blocks -= min(size, count)
+                if size > count:
+                    del node.keys[size - count :]
+                    above = node
+                else:
+                    del above.children[node.keys[0]]
+            else:
+                if size > count:
+                    above = self.split(node, size - count)
+                node.mask ^= bit
+                self.compress(node)
+            count -= size
+            node = above
+        if keep:
+            node.ends += 1
+        return node
+
+    def end_at(self, node: Run, back: int) -> Run:
+        """Return the run that ends ``back`` blocks before the end of ``node``, counting a segment there."""
+        while back >= len(node.keys):
+            back -= len(node.keys)
+            assert node.parent is not None
+            node = node.parent
+        if back:
+            node = self.split(node, len(node.keys) - back)
+        node.ends += 1
+        return node
+
+    def leave(self, node: Run) -> None:
+        """Say that a segment which ended with ``node`` no longer does, and still goes through it."""
+        node.ends -= 1
+        self.compress(node)
+
+    def split(self, lower: Run, cut: int) -> Run:
+        """Cut a run after ``cut`` blocks; return the new upper half."""
+        parent = lower.parent
+        assert parent is not None
+        upper = Run(lower.keys[:cut], lower.mask, parent)
+        del lower.keys[:cut]
+        upper.children[lower.keys[0]] = lower
+        parent.children[upper.keys[0]] = upper
+        lower.parent = upper
+        return upper
+
+    def compress(self, node: Run) -> None:
+        """Join ``node`` into its child if nothing tells them apart any more."""
+        parent = node.parent
+        if node.ends or parent is None or len(node.children) != 1:
+            return
+        (child,) = node.children.values()
+        if child.mask == node.mask:
+            child.keys[:0] = node.keys
+            child.parent = parent
+            parent.children[child.keys[0]] = child
+
+
+def common(run: Keys, keys: Sequence[BlockKey], at: int) -> int:
+    """Return how many blocks of ``run`` and of ``keys`` from ``at`` on are the same; the first are."""
+    low, high = 1, min(len(run), len(keys) - at) + 1
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if run[middle - 1] == keys[at + middle - 1]:
+            low = middle
+        else:
+            high = middle
+    return low
