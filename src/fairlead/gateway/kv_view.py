@@ -106,7 +106,7 @@ class KvView:
         if event.medium not in {None, "GPU"}:
             return []
         if isinstance(event, Removed):
-            return self._removed(event) if event.group in {None, self._group} else []
+            return self._removed(event) if event.group_idx in {None, self._group} else []
         if not self._counts_as_prefix(event):
             return []
         return self._stored(event)
@@ -128,32 +128,32 @@ class KvView:
 
     def _counts_as_prefix(self, event: Stored) -> bool:
         """Follow one group of those that keep whole prefixes: they are filled and evicted alike."""
-        if event.kind not in _WHOLE_PREFIX:
+        if event.kv_cache_spec_kind not in _WHOLE_PREFIX:
             return False
         if self._group is None:
-            self._group = event.group
-        return event.group == self._group
+            self._group = event.group_idx
+        return event.group_idx == self._group
 
     def _stored(self, event: Stored) -> list[Change]:
         size = event.block_size
-        known = self._held.get(event.parent) if event.parent is not None else None
-        if event.parent is not None and known is None:
-            self.counts.orphans += len(event.hashes)
+        known = self._held.get(event.parent_block_hash) if event.parent_block_hash is not None else None
+        if event.parent_block_hash is not None and known is None:
+            self.counts.orphans += len(event.block_hashes)
             self.since_orphan = 0
             return []
-        self.since_orphan += len(event.hashes)
+        self.since_orphan += len(event.block_hashes)
         keys: Sequence[BlockKey] = ()
         if self._usable(event) and (known is None or known.keys):
             parent = known.keys[-1] if known else None
             keys = self._keys(event, parent)
         if not keys:
-            self.counts.foreign += len(event.hashes)
+            self.counts.foreign += len(event.block_hashes)
         each = size // self._block_tokens if keys else 0
         parent = known.keys[-1] if known and keys else None
-        return [*self._hold(event.hashes, keys, each, parent), *self._shrink()]
+        return [*self._hold(event.block_hashes, keys, each, parent), *self._shrink()]
 
     def _usable(self, event: Stored) -> bool:
-        if len(event.token_ids) != len(event.hashes) * event.block_size:
+        if len(event.token_ids) != len(event.block_hashes) * event.block_size:
             return False
         if event.block_size % self._block_tokens:
             if not self._aligned:
@@ -210,7 +210,7 @@ class KvView:
 
     def _removed(self, event: Removed) -> list[Change]:
         lost: list[BlockKey] = []
-        for name in event.hashes:
+        for name in event.block_hashes:
             block = self._held.get(name)
             if block is None:
                 continue
