@@ -88,6 +88,8 @@ class Ordering(Protocol):
     params: ClassVar[tuple[Param, ...]]
     uses_match: ClassVar[bool]
     """Whether the order depends on what workers cache; if not, callers may skip cache notices."""
+    skips: bool
+    """Whether ``on_no_fit`` is ``skip``. If not, whoever's turn it is keeps it until there is room."""
 
     def make_queue(self, number: int, matched: Matched) -> Queue:
         """Make the queue of worker slot ``number``; ``matched`` asks how much that worker caches."""
@@ -142,6 +144,8 @@ Q = TypeVar("Q", bound=Queue)
 
 class OrderingBase(Generic[Q]):
     """Keeps a policy's queues by number; for policies without books every notice is ignored."""
+
+    skips = False
 
     def __init__(self, context: OrderingContext) -> None:
         self.costs = context.costs

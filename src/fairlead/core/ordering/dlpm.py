@@ -229,8 +229,9 @@ class DlpmQueue:
             assert lane.first() is first
             if lane.listed is not None:
                 assert id(lane.listed) in entries
+            if lane.account.state == CREDITED:
+                assert lane.listed is not None
                 assert lane.listed[:2] <= (-first.matched_tokens, first.seq)
-            assert lane.listed is not None or lane.account.state != CREDITED
             assert lane.listed is not None or client in self._owing
         assert len(self._listed) <= 2 * len(self._lanes) + SPARE
 
@@ -291,7 +292,7 @@ class Dlpm(OrderingBase[DlpmQueue]):
     ) -> None:
         super().__init__(context)
         self._quantum = quantum
-        self._skip = on_no_fit == "skip"
+        self.skips = on_no_fit == "skip"
         self._debt_limit = debt_limit
         self._weights: dict[ClientId, float] = {}
         self._fleet = Deficits(quantum, self._weights) if scope == "fleet" else None
@@ -299,7 +300,7 @@ class Dlpm(OrderingBase[DlpmQueue]):
 
     def _new_queue(self, number: int, matched: Matched) -> DlpmQueue:
         scope = self._scopes[number] = self._fleet or Deficits(self._quantum, self._weights)
-        return DlpmQueue(number, scope, matched, self._skip, self._debt_limit)
+        return DlpmQueue(number, scope, matched, self.skips, self._debt_limit)
 
     def drop_queue(self, number: int) -> None:
         """Forget an empty queue, and with ``scope=worker`` the deficits that were kept for it."""

@@ -57,7 +57,7 @@ class Fcfs(OrderingBase[FcfsQueue]):
 
     def __init__(self, context: OrderingContext, on_no_fit: str = "stop") -> None:
         super().__init__(context)
-        self._skip = on_no_fit == "skip"
+        self.skips = on_no_fit == "skip"
 
     def _new_queue(self, number: int, matched: Matched) -> FcfsQueue:  # noqa: ARG002 - one interface
-        return FcfsQueue(self._skip)
+        return FcfsQueue(self.skips)

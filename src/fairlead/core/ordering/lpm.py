@@ -67,7 +67,7 @@ class Lpm(OrderingBase[LpmQueue]):
 
     def __init__(self, context: OrderingContext, on_no_fit: str = "stop") -> None:
         super().__init__(context)
-        self._skip = on_no_fit == "skip"
+        self.skips = on_no_fit == "skip"
 
     def _new_queue(self, number: int, matched: Matched) -> LpmQueue:  # noqa: ARG002 - one interface
-        return LpmQueue(matched, self._skip)
+        return LpmQueue(matched, self.skips)

@@ -229,14 +229,14 @@ class Vtc(OrderingBase[VtcQueue]):
 
     def __init__(self, context: OrderingContext, scope: str = "worker", on_no_fit: str = "stop") -> None:
         super().__init__(context)
-        self._skip = on_no_fit == "skip"
+        self.skips = on_no_fit == "skip"
         self._weights: dict[ClientId, float] = {}
         self._fleet = Counters(self._weights) if scope == "fleet" else None
         self._scopes: dict[int, Counters] = {}
 
     def _new_queue(self, number: int, matched: Matched) -> VtcQueue:  # noqa: ARG002 - one interface
         scope = self._scopes[number] = self._fleet or Counters(self._weights)
-        return VtcQueue(number, scope, self._skip)
+        return VtcQueue(number, scope, self.skips)
 
     def drop_queue(self, number: int) -> None:
         """Forget an empty queue, and with ``scope=worker`` the counters that were kept for it."""

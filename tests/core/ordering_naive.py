@@ -1,0 +1,160 @@
+"""The policies once more, as literally as possible: loops over everything, a fresh match each time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from fairlead.core.model import Costs
+from fairlead.core.ordering.base import Fits, Waiting
+
+Cached = Callable[[Sequence[int]], int]
+
+
+class NaiveQueue:
+    def __init__(self, cached: Cached) -> None:
+        self.cached = cached
+        self.items: list[Waiting] = []
+        self.born: dict[str, int] = {}
+
+    def tokens(self, item: Waiting) -> int:
+        return item.request.matched_tokens(self.cached(item.keys))
+
+    def clients(self) -> set[str]:
+        return {item.client for item in self.items}
+
+    def push(self, item: Waiting) -> None:
+        if item.client not in self.clients():
+            self.born[item.client] = item.seq
+        self.items.append(item)
+
+    def discard(self, item: Waiting) -> None:
+        self.items.remove(item)
+
+
+def choose(items: list[Waiting], fits: Fits, skip: bool) -> Waiting | None:
+    if skip:
+        return next(filter(fits, items), None)
+    return items[0] if items and fits(items[0]) else None
+
+
+class NaiveLpm:
+    def __init__(self, *, skip: bool = False) -> None:
+        self.skip = skip
+
+    def head(self, queue: NaiveQueue, fits: Fits) -> Waiting | None:
+        items = sorted(queue.items, key=lambda item: (-queue.tokens(item), item.seq))
+        return choose(items, fits, self.skip)
+
+
+class NaiveDlpm:
+    """Algorithm 1 of the paper for each scope, with the fleet's rules where a scope has many queues."""
+
+    def __init__(self, quantum: int, costs: Costs, *, fleet: bool, skip: bool, debt_limit: int) -> None:
+        self.base = quantum
+        self.costs = costs
+        self.fleet = fleet
+        self.skip = skip
+        self.debt_limit = debt_limit
+        self.queues: dict[int, NaiveQueue] = {}
+        self.weights: dict[str, float] = {}
+        self.q: dict[tuple[int, str], int] = {}
+
+    def key(self, number: int, client: str) -> tuple[int, str]:
+        return (0 if self.fleet else number, client)
+
+    def quantum(self, client: str) -> int:
+        return max(1, round(self.base * self.weights.get(client, 1.0)))
+
+    def credit(self, number: int, client: str) -> int:
+        return self.q.get(self.key(number, client), 0)
+
+    def charge(self, number: int, client: str, units: int) -> None:
+        key = self.key(number, client)
+        self.q[key] = self.q.get(key, 0) - units
+
+    def set_weight(self, client: str, weight: float) -> None:
+        self.weights[client] = weight
+        for key, q in self.q.items():
+            if key[1] == client:
+                self.q[key] = min(q, self.quantum(client))
+
+    def queued(self, number: int) -> set[str]:
+        scope = self.queues.values() if self.fleet else [self.queues[number]]
+        return {client for queue in scope for client in queue.clients()}
+
+    def head(self, number: int, fits: Fits) -> Waiting | None:
+        queue = self.queues[number]
+        if not queue.items:
+            return None
+        items = sorted(queue.items, key=lambda item: (-queue.tokens(item), item.seq))
+        while all(self.credit(number, client) <= 0 for client in self.queued(number)):
+            for client in self.queued(number):
+                if self.credit(number, client) <= 0:
+                    self.charge(number, client, -self.quantum(client))
+        positive = [item for item in items if self.credit(number, item.client) > 0]
+        if positive:
+            return choose(positive, fits, self.skip)
+        return self.least_indebted(number, items, fits)
+
+    def least_indebted(self, number: int, items: list[Waiting], fits: Fits) -> Waiting | None:
+        queue = self.queues[number]
+
+        def debt(client: str) -> Fraction:
+            return Fraction(-self.credit(number, client), self.quantum(client))
+
+        owed = math.floor(min(map(debt, queue.clients())))
+        if owed >= self.debt_limit:
+            for client in queue.clients():
+                self.charge(number, client, -(owed - self.debt_limit // 2) * self.quantum(client))
+        clients = sorted(queue.clients(), key=lambda client: (debt(client), queue.born[client]))
+        by_debt = [item for client in clients for item in items if item.client == client]
+        return choose(by_debt, fits, self.skip)
+
+
+class NaiveVtc:
+    """Algorithm 2 of the VTC paper for each scope, in exact fractions."""
+
+    def __init__(self, costs: Costs, *, fleet: bool, skip: bool) -> None:
+        self.costs = costs
+        self.fleet = fleet
+        self.skip = skip
+        self.queues: dict[int, NaiveQueue] = {}
+        self.weights: dict[str, float] = {}
+        self.counters: dict[tuple[int, str], Fraction] = {}
+        self.last_left: dict[int, str] = {}
+
+    def key(self, number: int, client: str) -> tuple[int, str]:
+        return (0 if self.fleet else number, client)
+
+    def counter(self, number: int, client: str) -> Fraction:
+        return self.counters.get(self.key(number, client), Fraction(0))
+
+    def queued(self, number: int) -> set[str]:
+        scope = self.queues.values() if self.fleet else [self.queues[number]]
+        return {client for queue in scope for client in queue.clients()}
+
+    def charge(self, number: int, client: str, units: int) -> None:
+        weight = Fraction(self.weights.get(client, 1.0))
+        self.counters[self.key(number, client)] = self.counter(number, client) + units / weight
+
+    def push(self, number: int, item: Waiting) -> None:
+        queued = self.queued(number)
+        if item.client not in queued:
+            last = self.last_left.get(self.key(number, "")[0])
+            others = queued or ({last} if last else set())
+            level = min((self.counter(number, client) for client in others), default=Fraction(0))
+            self.counters[self.key(number, item.client)] = max(self.counter(number, item.client), level)
+        self.queues[number].push(item)
+
+    def discard(self, number: int, item: Waiting) -> None:
+        self.queues[number].discard(item)
+        if item.client not in self.queued(number):
+            self.last_left[self.key(number, "")[0]] = item.client
+
+    def head(self, number: int, fits: Fits) -> Waiting | None:
+        queue = self.queues[number]
+        clients = sorted(queue.clients(), key=lambda c: (self.counter(number, c), queue.born[c]))
+        items = [i for c in clients for i in sorted(queue.items, key=lambda i: i.seq) if i.client == c]
+        return choose(items, fits, self.skip)
