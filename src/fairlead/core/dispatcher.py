@@ -19,7 +19,7 @@ from fairlead.core.fleet import FleetState
 from fairlead.core.job import Job
 from fairlead.core.ledger import Ledger
 from fairlead.core.lifecycle import ENDS, LifecycleError, State
-from fairlead.core.model import BlockKey, ClientId, Costs, Limits, Request, RequestId
+from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
 from fairlead.core.ordering.base import Fits, Ordering, Queue, Waiting
 from fairlead.core.prefix import PrefixIndex
 from fairlead.core.routing.base import Fleet, Match, Routing
@@ -67,6 +67,8 @@ class Dispatcher:
         self.routing = routing
         self.ordering = ordering
         self.settings = settings or Settings()
+        self._tracked = ordering.uses_match
+        """Whether queues keep ``Waiting.matched`` current."""
         self.ledger = Ledger(self.settings.costs)
         self.fleet = FleetState()
         self.index = PrefixIndex(self._on_stored, self._on_evicted)
@@ -79,6 +81,8 @@ class Dispatcher:
         self.now = 0
         self._queues: list[Queue | None] = []
         self._fits_on: list[Fits] = []
+        self._turn: list[Waiting | None] = []
+        """Who is next but does not fit yet: a turn, once taken, is kept, or large requests starve."""
         self._kv_extra: list[int] = []
         self._hits: list[tuple[float, float]] = []
         self._exact: list[bool] = []
@@ -153,6 +157,7 @@ class Dispatcher:
         if self._retry_tokens < settings.retry_burst:
             self._retry_tokens += settings.retry_ratio
         job = Job(request, self._seq)
+        job.expected = min(int(self._mean_output), request.max_tokens or HOUR_US)
         if not self.fleet.slots:
             self._refuse_new(job, out, "no_worker", "no worker is known")
             return
@@ -177,8 +182,10 @@ class Dispatcher:
         if victim is None or self.shares.count(victim[0]) <= self.shares.count(client) + 1:
             return False
         job = self.jobs[victim[1]]
+        slot = job.slot
         self._leave_queue(job)
         self._end(job, "reject")
+        self._pump(slot, out)
         out.append(Reject(victim[1], "queue_full", "the queue is full and this client has most waiting"))
         return not self._full()
 
@@ -199,8 +206,7 @@ class Dispatcher:
         self.ledger.decoded(client, tokens)
         self.ordering.decoded(job.slot, client, tokens)
         self.routing.decoded(client, job.slot, tokens)
-        expected = self._expected_output(job.request)
-        over = max(job.decoded - expected, 0) - max(job.decoded - tokens - expected, 0)
+        over = max(job.decoded - job.expected, 0) - max(job.decoded - tokens - job.expected, 0)
         if over:
             job.kv_extra += over
             self._kv_extra[job.slot] += over
@@ -282,6 +288,7 @@ class Dispatcher:
         if job.state is State.QUEUED:
             self._leave_queue(job)
             self._end(job, "cancel")
+            self._pump(slot, out)
         else:
             worker = self.fleet.ids[slot]
             # What was admitted stays charged: else hanging up before the first token would be free.
@@ -335,7 +342,7 @@ class Dispatcher:
         job.claim = self.index.claim(slot, request.keys)
         fleet.pending[slot] += extend
         fleet.add_queued(slot, 1)
-        queue.push(job.item, self.index.ready(slot, request.keys))
+        queue.push(job.item, self.index.ready(slot, request.keys) if self._tracked else 0)
         self._pump(slot, out)
         if job.state is State.QUEUED:
             self._count_kv(slot)
@@ -387,11 +394,19 @@ class Dispatcher:
         queue = self._queues[slot]
         if queue is None or not fleet.queued[slot] or not fleet.up[slot]:
             return
-        fits = self._fits_on[slot]
+        fits, turn = self._fits_on[slot], self._turn
         while fleet.queued[slot] and fleet.running[slot] < fleet.sequences[slot]:
-            item = queue.head(fits)
-            if item is None or not fits(item):
+            item = turn[slot] or queue.head()
+            if item is None:
                 break
+            if not fits(item):
+                if not self.ordering.skips:
+                    turn[slot] = item
+                    break
+                item = queue.head(fits)
+                if item is None:
+                    break
+            turn[slot] = None
             queue.discard(item)
             self._admit(self.jobs[item.rid], slot, out)
         self._count_kv(slot)
@@ -407,14 +422,11 @@ class Dispatcher:
             return True
         if running >= fleet.sequences[slot]:
             return False
-        in_use = self.index.pinned(slot) * self._block_tokens + self._kv_extra[slot]
+        in_use = self.index.pinned(slot) * self._sized_for + self._kv_extra[slot]
         request = item.request
-        need = request.prompt_tokens - item.matched_tokens + self._expected_output(request)
+        matched = item.matched if self._tracked else self.index.ready(slot, item.keys)
+        need = request.prompt_tokens - request.matched_tokens(matched) + self.jobs[request.rid].expected
         return in_use + need <= fleet.kv_tokens[slot]
-
-    def _expected_output(self, request: Request) -> int:
-        expected = int(self._mean_output)
-        return expected if request.max_tokens is None else min(expected, request.max_tokens)
 
     def _admit(self, job: Job, slot: int, out: list[Command]) -> None:
         """Reserve everything for one request and say that it is to be sent."""
@@ -432,9 +444,9 @@ class Dispatcher:
             job.matched = matched
         job.move("dispatch")
         job.attempts += 1
-        job.kv_extra = max(
-            0, request.prompt_tokens - int(len(request.keys) * request.block_tokens)
-        ) + self._expected_output(request)
+        job.kv_extra = (
+            max(0, request.prompt_tokens - int(len(request.keys) * request.block_tokens)) + job.expected
+        )
         self._kv_extra[slot] += job.kv_extra
         self.shares.remove(client, rid)
         fleet.start(slot)
@@ -466,6 +478,8 @@ class Dispatcher:
         assert queue is not None
         assert job.claim is not None
         queue.discard(job.item)
+        if self._turn[slot] is job.item:
+            self._turn[slot] = None
         self.index.abandon(job.claim)
         self.routing.unassigned(request, slot, job.extend, self.now)
         self.fleet.pending[slot] -= job.pending
@@ -489,7 +503,7 @@ class Dispatcher:
         self._count_kv(slot)
 
     def _count_kv(self, slot: int) -> None:
-        tokens = self._block_tokens
+        tokens = self._sized_for
         self.fleet.kv_used[slot] = int(self.index.assigned(slot) * tokens) + self._kv_extra[slot]
         self.fleet.kv_cached[slot] = int(self.index.cached(slot) * tokens)
 
@@ -498,12 +512,13 @@ class Dispatcher:
     def _worker_up(self, event: ev.WorkerUp, out: list[Command]) -> None:
         fleet, limits = self.fleet, event.limits
         slot = fleet.slots.get(event.worker)
-        blocks = self._blocks(limits)
+        blocks = self._blocks(limits.kv_tokens)
         if slot is None:
             slot = fleet.join(event.worker)
             if slot == len(self._queues):
                 self._queues.append(None)
                 self._fits_on.append(partial(self._fits, slot))
+                self._turn.append(None)
                 self._kv_extra.append(0)
                 self._hits.append((0.0, 0.0))
                 self._exact.append(False)
@@ -524,8 +539,8 @@ class Dispatcher:
             self._route(job, out)
         self._pump(slot, out)
 
-    def _blocks(self, limits: Limits) -> int:
-        return max(1, int(limits.kv_tokens / self._block_tokens))
+    def _blocks(self, kv_tokens: int) -> int:
+        return max(1, int(kv_tokens / self._sized_for))
 
     def _worker_down(self, event: ev.WorkerDown, out: list[Command]) -> None:
         slot = self.fleet.slots[event.worker]
@@ -566,7 +581,7 @@ class Dispatcher:
         slot = fleet.slots[event.worker]
         if event.limits is not None:
             fleet.set_limits(slot, event.limits)
-            self.index.resize(slot, self._blocks(event.limits))
+            self.index.resize(slot, self._blocks(event.limits.kv_tokens))
         if event.engine_running is not None or event.engine_waiting is not None:
             fleet.engine_running[slot] = event.engine_running or 0
             fleet.engine_waiting[slot] = event.engine_waiting or 0
@@ -589,12 +604,12 @@ class Dispatcher:
 
     def _on_stored(self, slot: int, keys: Iterable[BlockKey]) -> None:
         queue = self._queues[slot]
-        if queue is not None and self.fleet.queued[slot] and self.ordering.uses_match:
+        if queue is not None and self.fleet.queued[slot] and self._tracked:
             queue.cache_stored(keys)
 
     def _on_evicted(self, slot: int, keys: Iterable[BlockKey]) -> None:
         queue = self._queues[slot]
-        if queue is not None and self.fleet.queued[slot] and self.ordering.uses_match:
+        if queue is not None and self.fleet.queued[slot] and self._tracked:
             queue.cache_evicted(keys)
 
     # ------------------------------------------------------------------ time
@@ -605,8 +620,10 @@ class Dispatcher:
             _, rid = deadlines.popleft()
             job = self.jobs.get(rid)
             if job is not None and job.state is State.QUEUED:
+                slot = job.slot
                 self._leave_queue(job)
                 self._end(job, "reject")
+                self._pump(slot, out)
                 seconds = self.settings.queue_timeout_us / 1e6
                 out.append(Reject(rid, "queue_timeout", f"no worker had room within {seconds:g} s"))
         if len(deadlines) > 2 * self.shares.total + 1000:
@@ -615,7 +632,8 @@ class Dispatcher:
         if abs(self._block_tokens - self._sized_for) > 0.05 * self._sized_for:
             self._sized_for = self._block_tokens
             for slot in self.fleet.slots.values():
-                self.index.resize(slot, max(1, int(self.fleet.kv_tokens[slot] / self._block_tokens)))
+                self.index.resize(slot, self._blocks(self.fleet.kv_tokens[slot]))
+                self._pump(slot, out)
         self.ordering.tick(self.now)
         self.routing.tick(self.now)
         if self.now >= self._next_forget:
@@ -655,10 +673,10 @@ class Dispatcher:
         )
         assert fleet.pending[slot] == sum(job.pending for job in mine), f"{name}: pending prefill differs"
         assert self._kv_extra[slot] == sum(job.kv_extra for job in mine), f"{name}: KV books differ"
-        for item in queue:
+        for item in queue if self._tracked else ():
             assert item.matched == self.index.ready(slot, item.keys), f"{name}: stale match of {item!r}"
         if fleet.up[slot] and queue and fleet.running[slot] < fleet.sequences[slot]:
-            head = queue.head(self._fits_on[slot])
+            head = self._turn[slot] or queue.head(self._fits_on[slot])
             assert head is None or not self._fits(slot, head), f"{name} idles while {head!r} fits"
 
     def __repr__(self) -> str:

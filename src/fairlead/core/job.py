@@ -13,8 +13,8 @@ class Job:
     """Mutable state of one request. Only the dispatcher writes to it."""
 
     __slots__ = (
-        "attempts", "candidates", "choice", "claim", "decoded", "extend", "item", "kv_extra", "matched",
-        "pending", "request", "slot", "state", "tried",
+        "attempts", "candidates", "choice", "claim", "decoded", "expected", "extend", "item", "kv_extra",
+        "matched", "pending", "request", "slot", "state", "tried",
     )  # fmt: skip
 
     def __init__(self, request: Request, seq: int) -> None:
@@ -32,6 +32,8 @@ class Job:
         """Extend tokens of this request counted in the worker's pending prefill."""
         self.kv_extra = 0
         """KV tokens beside its blocks: the tail of the prompt and the output."""
+        self.expected = 0
+        """Output tokens that room is kept for. Fixed at arrival, so that what fits, stays fitting."""
         self.decoded = 0
         """Output tokens charged so far."""
         self.attempts = 0
