@@ -125,6 +125,8 @@ class Dispatcher:
         self.now = max(self.now, event.at)
         out: list[Command] = []
         self._handlers[type(event)](event, out)
+        if self._parked and self.fleet.candidates:
+            self._unpark(out)
         return out
 
     def set_weight(self, client: ClientId, weight: float) -> None:
@@ -534,10 +536,15 @@ class Dispatcher:
         self._exact[slot] = event.exact
         fleet.set_limits(slot, limits)
         fleet.set_up(slot, up=True)
-        parked, self._parked = self._parked, {}
-        for job in parked.values():
-            self._route(job, out)
         self._pump(slot, out)
+
+    def _unpark(self, out: list[Command]) -> None:
+        """Route what no worker could take before, oldest first, for as long as one can."""
+        for job in sorted(self._parked.values(), key=lambda job: job.item.seq):
+            if not self.fleet.candidates:
+                return
+            del self._parked[job.request.rid]
+            self._route(job, out)
 
     def _blocks(self, kv_tokens: int) -> int:
         return max(1, int(kv_tokens / self._sized_for))

@@ -32,9 +32,7 @@ class ItemHeap:
         rank = (-tokens, item.seq)
         self._live[item.seq] = (-tokens, item)
         heappush(self._heap, rank)
-        if len(self._heap) > 2 * len(self._live) + SPARE:
-            self._heap = [(minus, seq) for seq, (minus, _) in self._live.items()]
-            heapify(self._heap)
+        self._compact()
         return rank
 
     def remove(self, item: Waiting) -> None:
@@ -43,8 +41,14 @@ class ItemHeap:
         if found is None or found[1] is not item:
             raise KeyError(item)
         del self._live[item.seq]
+        self._compact()
+
+    def _compact(self) -> None:
         if not self._live:
             self._heap.clear()
+        elif len(self._heap) > 2 * len(self._live) + SPARE:
+            self._heap = [(minus, seq) for seq, (minus, _) in self._live.items()]
+            heapify(self._heap)
 
     def first(self) -> Waiting:
         """Return who goes first. Raises IndexError when empty."""
@@ -129,9 +133,7 @@ class TagHeap(Generic[A]):
         """Add the client, or file it anew. Equal tags go by ``tie``."""
         self._filed[client] = (tag, tie)
         heappush(self._heap, (tag, tie, client))
-        if len(self._heap) > 2 * len(self._filed) + SPARE:
-            self._heap = [(*filed, name) for name, filed in self._filed.items()]
-            heapify(self._heap)
+        self._compact()
 
     def refile(self, client: ClientId, tag: int) -> None:
         """File the client under a new tag if it is here."""
@@ -142,6 +144,12 @@ class TagHeap(Generic[A]):
     def drop(self, client: ClientId) -> None:
         """Forget the client if it is here."""
         self._filed.pop(client, None)
+        self._compact()
+
+    def _compact(self) -> None:
+        if len(self._heap) > 2 * len(self._filed) + SPARE:
+            self._heap = [(*filed, name) for name, filed in self._filed.items()]
+            heapify(self._heap)
 
     def least(self) -> A | None:
         """Return the account with the smallest tag, dropping those that are out of the contest."""
