@@ -1,0 +1,350 @@
+"""The gateway's configuration: one frozen object, resolved once from file, environment and flags.
+
+Later sources win: defaults, then the TOML file, then ``FAIRLEAD_*`` variables, then flags. Names,
+defaults and help come from ``Config`` alone; flags, environment, file and docs are derived from it.
+An unknown or ill-typed option is a ``ConfigError`` that names the key and what would be valid.
+"""
+
+import argparse
+import hashlib
+import ipaddress
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from fairlead.core.params import nearest
+
+ENV_PREFIX = "FAIRLEAD_"
+KEY_PREFIX = "sha256:"
+DEFAULT_CLIENT = "default"
+
+
+class ConfigError(ValueError):
+    """An option that is unknown, ill-typed or out of range. The message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """What is known beforehand of one client."""
+
+    weight: float = 1.0
+    api_keys: tuple[str, ...] = ()
+    """Hashes of its keys, ``sha256:`` and 64 hex digits."""
+
+
+def _option(default: object, help_text: str, low: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help_text, "low": low})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything ``fairlead serve`` can be told. Times are in seconds, sizes in bytes."""
+
+    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all interfaces")
+    port: int = _option(8080, "port to listen on; 0 takes a free one", 0)
+    worker_urls: tuple[str, ...] = _option(
+        (), "engines, such as http://a:8000; none starts two embedded ones"
+    )
+    policy: str = _option("marginal", "which worker: a routing policy, as name or name:key=value,...")
+    order: str = _option("dlpm", "who goes next: an ordering policy, as name or name:key=value,...")
+    seed: int = _option(0, "seed of the policies' random streams")
+
+    api_key: tuple[str, ...] = _option(
+        (), "keys that clients must send, as KEY or NAME=KEY; given as sha256:HEX or in plain (kept hashed)"
+    )
+    trusted_proxies: tuple[str, ...] = _option(
+        (), "networks (CIDR) whose header x-llm-d-inference-fairness-id or x-fairlead-client names the client"
+    )
+    use_body_user: bool = _option(False, "take the body's 'user' for the client when nothing better names it")
+    worker_api_key: str = _option(
+        "", "key to send to the engines; without it and without keys of our own the client's is passed on"
+    )
+
+    queue_size: int = _option(10_000, "requests that may wait here in all; beyond: 429", 0)
+    queue_timeout_secs: float = _option(60.0, "longest wait for a worker; beyond: 503. 0 waits for ever", 0)
+    connect_timeout_secs: float = _option(5.0, "longest wait for a connection to a worker", 0.001)
+    request_timeout_secs: float = _option(
+        600.0, "longest wait for the first byte of a worker's answer", 0.001
+    )
+    stream_timeout_secs: float = _option(300.0, "longest silence within a worker's answer", 0.001)
+    drain_timeout_secs: float = _option(30.0, "how long a shutdown waits for answers under way", 0)
+    max_body_bytes: int = _option(64 * 2**20, "largest request body; beyond: 413", 1)
+
+    max_attempts: int = _option(3, "workers that one request is tried on", 1)
+    retry_ratio: float = _option(0.2, "retries allowed for each request that arrives", 0)
+    cb_failure_threshold: int = _option(5, "failures in a row after which a worker gets no more requests", 1)
+    cb_timeout_secs: float = _option(10.0, "how long such a worker is left alone before it is probed", 0)
+    health_interval_secs: float = _option(5.0, "time between health checks of a worker", 0.01)
+    health_timeout_secs: float = _option(3.0, "longest wait for a health check's answer", 0.01)
+    health_failures: int = _option(2, "failed checks in a row that take a worker out", 1)
+
+    worker_sequences: int = _option(256, "most requests in a worker's batch, unless it reports its own", 1)
+    worker_kv_tokens: int = _option(0, "tokens of a worker's KV pool; 0 asks the worker", 0)
+    worker_queue: int = _option(10_000, "requests that may wait here for one worker", 1)
+    load_interval_secs: float = _option(1.0, "time between readings of a worker's own load figures", 0.01)
+    ask_usage: bool = _option(True, "ask engines for usage in streams; hidden from clients that did not ask")
+    kv_events: bool = _option(True, "follow the engines' KV-cache events where offered; needs --tokenizer")
+    tokenizer: str = _option("", "folder with tokenizer.json: exact token blocks instead of bytes")
+    block_tokens: int = _option(16, "tokens in a block of the prefix index", 1)
+
+    metrics_clients: int = _option(50, "clients with metrics of their own; the others are added up", 0)
+    log_level: str = _option("info", "debug, info, warning or error")
+
+    clients: Mapping[str, ClientConfig] = field(
+        default_factory=lambda: types.MappingProxyType({}),
+        metadata={"help": "tables [clients.NAME] with weight (> 0, default 1) and api_keys (list)"},
+    )
+
+
+_FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(Config)}
+OPTIONS = {name: f for name, f in _FIELDS.items() if name != "clients"}
+"""What can be given in file, environment and flags; ``clients`` only in the file."""
+
+
+def hash_key(key: str) -> str:
+    """Return ``sha256:HEX`` of an API key; a key given in that form stays as it is."""
+    if key.startswith(KEY_PREFIX):
+        digits = key[len(KEY_PREFIX) :].lower()
+        if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
+            raise ConfigError(f"api_key: not sha256: and 64 hex digits: {key[:16]}...")
+        return KEY_PREFIX + digits
+    return KEY_PREFIX + hashlib.sha256(key.encode()).hexdigest()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config`` and a flag for every option; an absent flag leaves None in the namespace."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
+    for name, option in OPTIONS.items():
+        flag = "--" + name.replace("_", "-")
+        default = _default_of(option)
+        shown = "" if default in {(), ""} else f" (default: {_show(default)})"
+        text = (option.metadata["help"] + shown).replace("%", "%%")
+        if option.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif get_origin(option.type) is tuple:
+            parser.add_argument(flag, nargs="+", action="extend", metavar="VALUE", help=text)
+        else:
+            parser.add_argument(flag, metavar="VALUE", help=text)
+
+
+def from_args(args: argparse.Namespace, environ: Mapping[str, str]) -> Config:
+    """Resolve the configuration from parsed flags. Raises ``ConfigError``."""
+    flags = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
+    path = args.config if args.config is not None else environ.get(ENV_PREFIX + "CONFIG")
+    return resolve(read_file(path) if path else {}, environ, flags)
+
+
+def read_file(path: str) -> dict[str, object]:
+    """Return the file's tables. Raises ``ConfigError`` when it cannot be read or is not TOML."""
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def resolve(
+    file: Mapping[str, object],
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> Config:
+    """Merge the sources, check every value, return the one object. Raises ``ConfigError``."""
+    given: dict[str, Any] = {}
+    for key, value in file.items():
+        if key == "clients":
+            given[key] = _clients(value)
+        else:
+            given[_known(key, OPTIONS)] = _value(OPTIONS[key], value, "", strict=True)
+    for variable, text in (environ or {}).items():
+        if variable.startswith(ENV_PREFIX) and variable != ENV_PREFIX + "CONFIG":
+            key = _known(variable[len(ENV_PREFIX) :].lower(), OPTIONS, variable)
+            given[key] = _value(OPTIONS[key], text, f" (from {variable})", strict=False)
+    for key, value in (flags or {}).items():
+        given[_known(key, OPTIONS)] = _value(OPTIONS[key], value, "", strict=False)
+    if "api_key" in given:
+        given["api_key"] = tuple(_hashed(entry) for entry in given["api_key"])
+    return _checked(Config(**given))
+
+
+def _hashed(entry: str) -> str:
+    """Return ``NAME=sha256:HEX`` of KEY or NAME=KEY, so that no key is kept in plain."""
+    name, _, key = entry.partition("=")
+    if key.strip("=") and not entry.startswith(KEY_PREFIX):  # padding of a base64 key is not a name's end
+        return f"{name}={hash_key(key)}"
+    return f"{DEFAULT_CLIENT}={hash_key(entry)}"
+
+
+def _known(key: str, valid: Mapping[str, object], shown: str = "") -> str:
+    if key not in valid:
+        hint = nearest(key, [*valid, "clients"]) or f" (valid: {', '.join(valid)})"
+        raise ConfigError(f"unknown option '{shown or key}'{hint}")
+    return key
+
+
+def _default_of(option: Field[Any]) -> object:
+    return (
+        option.default_factory()
+        if option.default is MISSING and callable(option.default_factory)
+        else option.default
+    )
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_WORDS = {
+    "true": True,
+    "on": True,
+    "yes": True,
+    "1": True,
+    "false": False,
+    "off": False,
+    "no": False,
+    "0": False,
+}
+
+
+def _value(option: Field[Any], given: object, where: str, *, strict: bool) -> object:
+    """Return ``given`` as the option's type. Texts stand for numbers and switches unless ``strict``."""
+    kind = option.type
+    value: object = None
+    if get_origin(kind) is tuple:
+        value = _texts(given, strict=strict)
+    elif kind is bool:
+        value = given if isinstance(given, bool) else None
+        if isinstance(given, str) and not strict:
+            value = _WORDS.get(given.lower())
+    elif kind is str:
+        value = given if isinstance(given, str) else None
+    elif not isinstance(given, bool) and isinstance(given, (int, float) if strict else (int, float, str)):
+        value = _number(given, whole=kind is int)
+    if value is None:
+        raise ConfigError(f"option '{option.name}' takes {_takes(option)}, not {given!r}{where}")
+    low = option.metadata["low"]
+    if low is not None and isinstance(value, (int, float)) and not value >= low:
+        raise ConfigError(f"option '{option.name}' must be at least {low:g}, not {given!r}{where}")
+    return value
+
+
+def _texts(given: object, *, strict: bool) -> tuple[str, ...] | None:
+    if isinstance(given, str):
+        return None if strict else tuple(given.replace(",", " ").split())
+    if isinstance(given, list) and all(isinstance(item, str) for item in given):
+        return tuple(given)
+    return None
+
+
+def _number(given: float | str, *, whole: bool) -> int | float | None:
+    try:
+        number = float(given)
+        if not whole:
+            return number if number == number and abs(number) != float("inf") else None  # noqa: PLR0124 - not NaN
+        return int(given) if isinstance(given, str) or number.is_integer() else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _takes(option: Field[Any]) -> str:
+    if get_origin(option.type) is tuple:
+        return "a list of texts"
+    words = {bool: "on or off", int: "a whole number", float: "a number", str: "a text"}
+    return words[option.type]  # type: ignore[index] # annotations are real types in this module
+
+
+def _clients(given: object) -> Mapping[str, ClientConfig]:
+    if not isinstance(given, dict):
+        raise ConfigError("option 'clients' takes tables: [clients.NAME]")
+    found = {}
+    for name, table in given.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"option 'clients.{name}' takes a table: [clients.{name}]")
+        for key in table:
+            if key not in {"weight", "api_keys"}:
+                raise ConfigError(
+                    f"unknown option 'clients.{name}.{key}'{nearest(key, ['weight', 'api_keys'])}"
+                    " (valid: weight, api_keys)"
+                )
+        weight = table.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+            raise ConfigError(f"option 'clients.{name}.weight' takes a number above 0, not {weight!r}")
+        keys = _texts(table.get("api_keys", []), strict=True)
+        if keys is None:
+            raise ConfigError(f"option 'clients.{name}.api_keys' takes a list of texts")
+        found[name] = ClientConfig(float(weight), tuple(hash_key(key) for key in keys))
+    return types.MappingProxyType(found)
+
+
+def _checked(config: Config) -> Config:
+    """Check what needs more than a type. Raises ``ConfigError``."""
+    for url in config.worker_urls:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"option 'worker_urls' takes http:// or https:// addresses, not {url!r}")
+    if len({url.rstrip("/") for url in config.worker_urls}) < len(config.worker_urls):
+        raise ConfigError("option 'worker_urls' names an engine twice")
+    for network in config.trusted_proxies:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ConfigError(f"option 'trusted_proxies': {error}") from None
+    if config.log_level not in {"debug", "info", "warning", "error"}:
+        raise ConfigError(f"option 'log_level' takes debug, info, warning or error, not {config.log_level!r}")
+    if config.port > 65_535:
+        raise ConfigError(f"option 'port' must be at most 65535, not {config.port}")
+    owners: dict[str, str] = {}
+    for key, client in key_owners(config):
+        if owners.setdefault(key, client) != client:
+            raise ConfigError(f"clients '{owners[key]}' and '{client}' have the same API key")
+    return config
+
+
+def key_owners(config: Config) -> list[tuple[str, str]]:
+    """Return (key hash, client) for every configured key."""
+    found = [(key, name) for name, client in config.clients.items() for key in client.api_keys]
+    for entry in config.api_key:
+        name, _, key = entry.partition("=")
+        found.append((key, name))
+    return found
+
+
+def reference() -> str:
+    """Return the configuration reference as Markdown."""
+    lines = [
+        "# Configuration",
+        "",
+        "<!-- Generated by scripts/configuration_reference.py from src/fairlead/config.py. -->",
+        "",
+        "Every option of `fairlead serve` can be given in a TOML file (`--config FILE`, `FAIRLEAD_CONFIG`),",
+        "as an environment variable `FAIRLEAD_<NAME>`, and as a flag `--<name>`, dashes for underscores.",
+        "Flags win over variables, variables over the file. Lists in a variable are split at spaces, commas.",
+        "An unknown name, a wrong type or a value out of range stops the start with a message that names it.",
+        "",
+        "| option | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    for name, option in OPTIONS.items():
+        kind = "list" if get_args(option.type) else option.type.__name__  # type: ignore[union-attr]
+        default = _default_of(option)
+        shown = f"`{_show(default)}`" if default not in {(), ""} else "none"
+        lines.append(f"| `{name}` | {kind} | {shown} | {option.metadata['help']} |")
+    lines += [
+        "",
+        "Clients can be described in the file only:",
+        "",
+        "```toml",
+        "[clients.alice]",
+        "weight = 2.0            # twice the share of a client of weight 1, the default",
+        'api_keys = ["sha256:..."]  # of the key: printf %s "$KEY" | sha256sum',
+        "",
+        "[clients.batch-jobs]",
+        "weight = 0.5",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

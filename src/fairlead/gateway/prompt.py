@@ -1,0 +1,143 @@
+"""Prompts to block keys: what the prefix index knows a prompt by.
+
+``BytePrompts`` needs no tokenizer: the prompt's canonical bytes in fixed blocks. How many bytes a
+token takes is learned for each model from the usage that engines report.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from fairlead.core.keys import seed_key
+from fairlead.core.model import BLOCK_KEY_BITS, BlockKey
+from fairlead.gateway.wire import Asked, ChatAsked, CompletionAsked, EmbeddingAsked, Message
+
+_MASK = (1 << BLOCK_KEY_BITS) - 1
+_MEMORY = 0.95
+"""Weight of the past in the learned bytes a token: the last twenty prompts count."""
+_FIRST_GUESS = 4.0
+_BOUNDS = (0.25, 64.0)
+_CACHED_SEEDS = 4096
+_TOKENS_A_BLOCK = 16
+
+
+class Prompt(NamedTuple):
+    """A prompt as the scheduler sees it."""
+
+    keys: list[BlockKey]
+    prompt_tokens: int
+    block_tokens: float
+
+
+class PromptKeys(Protocol):
+    """Turns requests into block keys."""
+
+    exact: bool
+    """Whether the keys are those of the engine's own token blocks, as its KV-cache events give them."""
+    threaded: bool
+    """Whether ``keys`` can take so long that it belongs in a thread."""
+
+    def keys(self, kind: str, asked: Asked) -> Prompt:
+        """Return the prompt's keys. Raises ``BadRequest`` for a prompt that cannot be rendered."""
+
+    def learn(self, model: str, prompt: Prompt, prompt_tokens: int) -> None:
+        """The engine counted ``prompt_tokens`` in ``prompt``."""
+
+
+class BytePrompts:
+    """Keys from bytes. A block is 64 bytes: about 16 tokens of English text."""
+
+    exact = False
+    threaded = False
+
+    def __init__(self, block_tokens: int = _TOKENS_A_BLOCK) -> None:
+        self._block_bytes = int(block_tokens * _FIRST_GUESS)
+        self._bytes_per_token: dict[str, float] = {}
+        self._seeds: dict[tuple[str, str | None], int] = {}
+
+    def keys(self, kind: str, asked: Asked) -> Prompt:  # noqa: ARG002 - the struct says its kind itself
+        """Return the keys of the full blocks of the prompt's canonical bytes."""
+        data = canonical(asked)
+        model = asked.model
+        seed = self._seeds.get((model, asked.cache_salt))
+        if seed is None:
+            seed = self._new_seed(model, asked.cache_salt)
+        size = self._block_bytes
+        key = seed
+        keys = [
+            key := xxh3_64_intdigest(data[at : at + size], key) & _MASK
+            for at in range(0, len(data) - len(data) % size, size)
+        ]
+        rate = self._bytes_per_token.get(model, _FIRST_GUESS)
+        return Prompt(keys, max(1, round(len(data) / rate)), size / rate)
+
+    def learn(self, model: str, prompt: Prompt, prompt_tokens: int) -> None:
+        """Move the model's bytes a token towards what this prompt had."""
+        if prompt_tokens <= 0:
+            return
+        used = self._block_bytes / prompt.block_tokens
+        seen = min(max(used * prompt.prompt_tokens / prompt_tokens, _BOUNDS[0]), _BOUNDS[1])
+        known = self._bytes_per_token.get(model)
+        if known is None:
+            if len(self._bytes_per_token) >= _CACHED_SEEDS:
+                self._bytes_per_token.clear()
+            self._bytes_per_token[model] = seen
+        else:
+            self._bytes_per_token[model] = known * _MEMORY + seen * (1 - _MEMORY)
+
+    def bytes_per_token(self, model: str) -> float:
+        """What was learned so far."""
+        return self._bytes_per_token.get(model, _FIRST_GUESS)
+
+    def _new_seed(self, model: str, salt: str | None) -> int:
+        if len(self._seeds) >= _CACHED_SEEDS:
+            self._seeds.clear()
+        seed = self._seeds[model, salt] = seed_key(model, salt=salt or "")
+        return seed
+
+
+def canonical(asked: Asked) -> bytes:
+    """Return bytes that are equal, and equal as prefixes, whenever the rendered prompts are.
+
+    Tools come first, as chat templates put them; then each message's role and content. How a client
+    formats its JSON makes no difference, except inside tools and structured content.
+    """
+    if isinstance(asked, ChatAsked):
+        parts = [bytes(asked.tools), bytes(asked.chat_template_kwargs)]
+        for message in asked.messages:
+            content = message.content
+            parts.append(b"\x01%b\x02" % message.role.encode("utf-8", "surrogatepass"))
+            if isinstance(content, str):
+                parts.append(content.encode("utf-8", "surrogatepass"))
+            elif content:
+                parts += [_part(part) for part in content]
+            if message.tool_calls or message.name or message.tool_call_id or message.reasoning_content:
+                parts.append(_extras(message))
+        return b"".join(parts)
+    if isinstance(asked, CompletionAsked):
+        return _text(asked.prompt)
+    assert isinstance(asked, EmbeddingAsked)
+    return _text(asked.input)
+
+
+def _part(part: object) -> bytes:
+    """Text parts count as their text, as templates join them; anything else as its JSON."""
+    if isinstance(part, dict) and part.get("type") == "text":
+        text = part.get("text")
+        if isinstance(text, str):
+            return text.encode("utf-8", "surrogatepass")
+    return msgspec.json.encode(part)
+
+
+def _extras(message: Message) -> bytes:
+    extras = (message.name, message.tool_call_id, message.reasoning_content)
+    return msgspec.json.encode(extras) + bytes(message.tool_calls)
+
+
+def _text(prompt: str | list[Any]) -> bytes:
+    if isinstance(prompt, str):
+        return prompt.encode("utf-8", "surrogatepass")
+    if all(isinstance(token, int) for token in prompt):
+        return b"".join([b"%d," % token for token in prompt])
+    return b"\x01".join([_text(p) if isinstance(p, str) else msgspec.json.encode(p) for p in prompt])

@@ -1,0 +1,175 @@
+"""OpenAI's requests and answers, as far as a scheduler needs to read them.
+
+Bodies go through unchanged. A request is decoded once, into structs that name only the fields used
+here; everything else in it is skipped, not rejected: the engine knows its own options.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+NO_RAW = msgspec.Raw(b"")
+
+
+class BadRequest(Exception):  # noqa: N818 - an answer, named as HTTP names it
+    """A body that cannot be served: status 400, or 404 for an unknown model."""
+
+    def __init__(
+        self, message: str, param: str | None = None, code: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.status = status
+
+
+class StreamOptions(msgspec.Struct, gc=False):
+    """``stream_options`` of a request."""
+
+    include_usage: bool | None = None
+
+
+class Message(msgspec.Struct, gc=False):
+    """One message of a chat; the parts that a chat template renders."""
+
+    role: str
+    content: str | list[Any] | None = None
+    name: str | None = None
+    tool_calls: msgspec.Raw = NO_RAW
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class Asked(msgspec.Struct, kw_only=True):
+    """What all generation requests have in common."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    user: str | None = None
+    cache_salt: str | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The most output tokens that the caller allows."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class ChatAsked(Asked, kw_only=True):
+    """A body of ``/v1/chat/completions``."""
+
+    messages: list[Message]
+    tools: msgspec.Raw = NO_RAW
+    chat_template_kwargs: msgspec.Raw = NO_RAW
+
+
+class CompletionAsked(Asked, kw_only=True):
+    """A body of ``/v1/completions``."""
+
+    prompt: str | list[Any]
+
+
+class EmbeddingAsked(Asked, kw_only=True):
+    """A body of ``/v1/embeddings``."""
+
+    input: str | list[Any]
+
+
+CHAT, COMPLETION, EMBEDDING = "chat", "completion", "embedding"
+
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
+    CHAT: msgspec.json.Decoder(ChatAsked),
+    COMPLETION: msgspec.json.Decoder(CompletionAsked),
+    EMBEDDING: msgspec.json.Decoder(EmbeddingAsked),
+}
+
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+_MISSING = re.compile(r"Object missing required field `([^`]+)`")
+
+
+def decode(kind: str, body: bytes) -> Asked:
+    """Return the request in ``body``. Raises ``BadRequest`` naming the field that is wrong."""
+    try:
+        asked: Asked = _DECODERS[kind].decode(body)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply", code="invalid_json") from None
+    if not asked.model:
+        raise BadRequest("'model' must not be empty", "model")
+    if kind == CHAT and not asked.messages:  # type: ignore[attr-defined] # CHAT decodes to ChatAsked
+        raise BadRequest("'messages' must not be empty", "messages")
+    return asked
+
+
+def _explain(text: str) -> BadRequest:
+    """Turn msgspec's message into one that names the field as the caller wrote it."""
+    found = _PATH.search(text)
+    path = found[1] if found else ""
+    reason = text[: found.start()] if found else text
+    missing = _MISSING.match(reason)
+    if missing:
+        param = f"{path}.{missing[1]}" if path else missing[1]
+        return BadRequest(f"missing required parameter: '{param}'", param, "missing_required_parameter")
+    if not path:
+        return BadRequest(f"the body must be a JSON object: {reason}", code="invalid_type")
+    return BadRequest(f"invalid type for '{path}': {reason[:1].lower()}{reason[1:]}", path, "invalid_type")
+
+
+def with_usage(body: bytes, asked: Asked) -> bytes:
+    """Return the body of a streamed request with ``stream_options.include_usage`` set.
+
+    Usually a splice behind the opening brace. Only a body that has ``stream_options`` of its own is
+    written anew, since two fields of one name would leave the choice to the engine.
+    """
+    if asked.stream_options is None and b'"stream_options"' not in body:
+        at = body.index(b"{") + 1
+        return b'%b"stream_options":{"include_usage":true},%b' % (body[:at], body[at:])
+    fields: dict[str, msgspec.Raw] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    options: dict[str, msgspec.Raw] = (
+        msgspec.json.decode(fields.get("stream_options", b"null"), type=dict[str, msgspec.Raw] | None) or {}
+    )
+    options["include_usage"] = msgspec.Raw(b"true")
+    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
+    return msgspec.json.encode(fields)
+
+
+class PromptDetails(msgspec.Struct, gc=False):
+    """``usage.prompt_tokens_details``."""
+
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct, gc=False):
+    """``usage`` of an answer."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens that the engine found in its cache; None if it does not say."""
+        details = self.prompt_tokens_details
+        return None if details is None else details.cached_tokens
+
+
+class _Answer(msgspec.Struct, gc=False):
+    usage: Usage | None = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def usage_of(body: bytes) -> Usage | None:
+    """Return the usage in a whole answer, or None if there is none to be read."""
+    try:
+        return _ANSWER.decode(body).usage
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
