@@ -97,6 +97,13 @@ class Ordering(Protocol):
     def drop_queue(self, number: int) -> None:
         """Forget an empty queue and whatever was kept for it."""
 
+    def passes(self, number: int, client: ClientId) -> bool:
+        """Let a request that finds queue ``number`` empty, and fits, go without being queued.
+
+        Has then had the effects on the policy's books that ``push``, ``head`` and ``discard`` would
+        have had. False asks the caller to queue it after all, and has had no effect.
+        """
+
     def set_weight(self, client: ClientId, weight: float) -> None:
         """Set a client's weight (> 0; 1 when never set)."""
 
@@ -163,6 +170,10 @@ class OrderingBase(Generic[Q]):
         if len(self._queues[number]):
             raise ValueError(f"queue {number} is not empty")
         del self._queues[number]
+
+    def passes(self, number: int, client: ClientId) -> bool:  # noqa: ARG002 - one interface
+        """Let it pass: without books, nothing has to be done."""
+        return True
 
     def _new_queue(self, number: int, matched: Matched) -> Q:
         raise NotImplementedError

@@ -107,6 +107,23 @@ class Deficits:
         account.used = True
         self.accounts.idle(account)
 
+    def passes(self, client: ClientId, debt_limit: int) -> bool:
+        """Do what a request that joins, is served at once and leaves would do; False if it is not simple.
+
+        The request is alone in its queue, so it is served in any case; only the refills count.
+        """
+        account = self.by_client.get(client)
+        if account is None:
+            account = self.accounts.get(client)
+        if not self.queued:
+            if account.balance <= 0:
+                account.balance += (-account.balance // account.quantum + 1) * account.quantum
+            account.used = True
+            return True
+        if account.state == CREDITED or (account.state == IDLE and account.balance > 0):
+            return True
+        return self.credited > 0 and self.rounds_owed(account) < debt_limit
+
     def charge(self, client: ClientId, units: int) -> None:
         """Take ``units`` of service from the client's credit; negative gives back."""
         account = self.by_client.get(client)

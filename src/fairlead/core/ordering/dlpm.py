@@ -122,8 +122,7 @@ class DlpmQueue:
         self._owing.drop(account.client)
         if not account.holders:
             self._deficits.leave(account)
-        if not self._lanes:
-            self._listed.clear()
+        self._compact()
 
     def _place(self, lane: Lane, item: Waiting) -> None:
         rank = lane.put(item, item.matched_tokens)
@@ -136,6 +135,9 @@ class DlpmQueue:
             return
         lane.listed = (*rank, lane.account.client)
         heappush(self._listed, lane.listed)
+        self._compact()
+
+    def _compact(self) -> None:
         if len(self._listed) > 2 * len(self._lanes) + SPARE:
             self._listed = [lane.listed for lane in self._lanes.values() if lane.listed is not None]
             heapify(self._listed)
@@ -301,6 +303,10 @@ class Dlpm(OrderingBase[DlpmQueue]):
     def _new_queue(self, number: int, matched: Matched) -> DlpmQueue:
         scope = self._scopes[number] = self._fleet or Deficits(self._quantum, self._weights)
         return DlpmQueue(number, scope, matched, self.skips, self._debt_limit)
+
+    def passes(self, number: int, client: ClientId) -> bool:
+        """Let it pass if it would be served now, with the refill that it would cause."""
+        return self._scopes[number].passes(client, self._debt_limit)
 
     def drop_queue(self, number: int) -> None:
         """Forget an empty queue, and with ``scope=worker`` the deficits that were kept for it."""

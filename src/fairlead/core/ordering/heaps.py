@@ -143,12 +143,12 @@ class TagHeap(Generic[A]):
 
     def drop(self, client: ClientId) -> None:
         """Forget the client if it is here."""
-        self._filed.pop(client, None)
-        self._compact()
+        if self._filed.pop(client, None) is not None:
+            self._compact()
 
     def _compact(self) -> None:
         if len(self._heap) > 2 * len(self._filed) + SPARE:
-            self._heap = [(*filed, name) for name, filed in self._filed.items()]
+            self._heap = [(*filed, client) for client, filed in self._filed.items()]
             heapify(self._heap)
 
     def least(self) -> A | None:
@@ -166,7 +166,8 @@ class TagHeap(Generic[A]):
                 return account
             if actual is None:
                 heappop(heap)
-                del filed[client]
+                self.drop(client)
+                heap = self._heap
             else:
                 filed[client] = (actual, tie)
                 heapreplace(heap, (actual, tie, client))

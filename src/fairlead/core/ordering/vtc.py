@@ -238,6 +238,10 @@ class Vtc(OrderingBase[VtcQueue]):
         scope = self._scopes[number] = self._fleet or Counters(self._weights)
         return VtcQueue(number, scope, self.skips)
 
+    def passes(self, number: int, client: ClientId) -> bool:  # noqa: ARG002 - one interface
+        """Have it queued: arriving lifts a counter, and leaving is remembered."""
+        return False
+
     def drop_queue(self, number: int) -> None:
         """Forget an empty queue, and with ``scope=worker`` the counters that were kept for it."""
         super().drop_queue(number)
