@@ -85,6 +85,30 @@ def test_invariant_5_same_events_same_commands(routing: str, ordering: str) -> N
     assert history(routing, ordering, 11, check=False).log == history(routing, ordering, 11, check=False).log
 
 
+@pytest.mark.parametrize("ordering", ORDERINGS.names())
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**9), scope=st.sampled_from(["fleet", "worker"]))
+def test_a_request_that_passes_an_empty_queue_differs_in_nothing(
+    ordering: str, seed: int, scope: str
+) -> None:
+    """Ordering.passes is a short cut: with it switched off, every command is the same."""
+    logs = []
+    for short_cut in (True, False):
+        d = make_dispatcher(
+            "d2lpm", ordering, ordering_params={"quantum": 60, "scope": scope} if ordering == "dlpm" else {}
+        )
+        if not short_cut:
+            d.ordering.passes = lambda number, client: False  # type: ignore[method-assign]
+        driver = Driver(d, random.Random(seed), check=False)
+        driver.worker_up("w1")
+        driver.worker_up("w2")
+        for _ in range(200):
+            driver.step()
+        d.check()
+        logs.append(driver.log)
+    assert logs[0] == logs[1]
+
+
 SCRIPT = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[1])

@@ -167,7 +167,7 @@ class Dispatcher:
             self._refuse_new(job, out, "queue_full", f"{self.shares.total} requests are waiting already")
             return
         self.jobs[request.rid] = job
-        self._enqueue(job, out)
+        self._place(job, out)
 
     def _refuse_new(self, job: Job, out: list[Command], code: str, message: str) -> None:
         job.move("reject")
@@ -267,14 +267,7 @@ class Dispatcher:
         job.tried = (*job.tried, job.slot)
         job.slot = -1
         job.item = Waiting(job.request, job.item.seq)
-        self._enqueue(job, out)
-
-    def _enqueue(self, job: Job, out: list[Command]) -> None:
-        rid, timeout = job.request.rid, self.settings.queue_timeout_us
-        self.shares.add(job.request.client, rid)
-        if timeout:
-            self._deadlines.append((self.now + timeout, rid))
-        self._route(job, out)
+        self._place(job, out)
 
     def _refund(self, job: Job) -> None:
         """Take back everything that an attempt was charged, since the worker did no work for it."""
@@ -319,35 +312,58 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ routing and admission
 
-    def _route(self, job: Job, out: list[Command]) -> None:
-        """Choose a worker for a queued request, put it in that worker's queue, and admit."""
-        request, fleet = job.request, self.fleet
-        if job.tried and not self._avoid(job.tried):
-            choice = None
-        else:
-            match = self._match(request)
-            choice = self.routing.choose(request, match, fleet, self.now)
-            job.candidates = fleet.candidates
-        if job.tried:
-            fleet.refresh()
-        if choice is None:
-            self._parked[request.rid] = job
+    def _place(self, job: Job, out: list[Command]) -> None:
+        """Choose a worker for a request and send it, or queue it for that worker."""
+        if not self._route(job):
+            self._wait(job)
+            self._parked[job.request.rid] = job
             return
-        slot = choice.slot
+        slot, request, fleet = job.slot, job.request, self.fleet
+        if (
+            not fleet.queued[slot]
+            and self._room(slot, job.extend + job.expected)
+            and self.ordering.passes(slot, request.client)
+        ):
+            fleet.begin(slot)
+            self._admit(job, slot, out)
+            self._count_kv(slot)
+            return
         queue = self._queues[slot]
         assert queue is not None
-        self._block_tokens = request.block_tokens
-        job.slot, job.choice = slot, choice
-        job.matched = match.tokens[slot]
-        job.extend = job.pending = extend = request.prompt_tokens - job.matched
-        self.routing.assigned(request, slot, extend, self.now)
-        job.claim = self.index.claim(slot, request.keys)
-        fleet.pending[slot] += extend
+        self._wait(job)
         fleet.add_queued(slot, 1)
         queue.push(job.item, self.index.ready(slot, request.keys) if self._tracked else 0)
         self._pump(slot, out)
-        if job.state is State.QUEUED:
-            self._count_kv(slot)
+        self._count_kv(slot)
+
+    def _wait(self, job: Job) -> None:
+        """Count a request among the waiting."""
+        rid, timeout = job.request.rid, self.settings.queue_timeout_us
+        self.shares.add(job.request.client, rid)
+        if timeout:
+            self._deadlines.append((self.now + timeout, rid))
+
+    def _route(self, job: Job) -> bool:
+        """Choose a worker and assign the request to it in all books; False if no worker can take it."""
+        request, fleet = job.request, self.fleet
+        if job.tried and not self._avoid(job.tried):
+            return False
+        match = self._match(request)
+        choice = self.routing.choose(request, match, fleet, self.now)
+        job.candidates = fleet.candidates
+        if job.tried:
+            fleet.refresh()
+        if choice is None:
+            return False
+        job.slot = slot = choice.slot
+        job.choice = choice
+        job.matched = match.tokens[slot]
+        job.extend = job.pending = extend = request.prompt_tokens - job.matched
+        self._block_tokens = request.block_tokens
+        self.routing.assigned(request, slot, extend, self.now)
+        job.claim = self.index.claim(slot, request.keys)
+        fleet.pending[slot] += extend
+        return True
 
     def _avoid(self, tried: tuple[int, ...]) -> bool:
         """Leave workers that failed a request out of the candidates, unless no other is left."""
@@ -410,13 +426,24 @@ class Dispatcher:
                     break
             turn[slot] = None
             queue.discard(item)
-            self._admit(self.jobs[item.rid], slot, out)
-        self._count_kv(slot)
+            job = self.jobs[item.rid]
+            self.shares.remove(item.client, item.rid)
+            fleet.start(slot)
+            self._admit(job, slot, out)
+            self._count_kv(slot)
 
     def _fits(self, slot: int, item: Waiting) -> bool:
-        """Say whether the worker's credit covers one more. An idle worker takes anything.
+        """Say whether the worker has credit for a request that waits for it."""
+        request = item.request
+        matched = item.matched if self._tracked else self.index.ready(slot, item.keys)
+        extend = request.prompt_tokens - request.matched_tokens(matched)
+        return self._room(slot, extend + self.jobs[request.rid].expected)
 
-        A request that can never fit is for the engine to refuse: it knows its own limit exactly.
+    def _room(self, slot: int, tokens: int) -> bool:
+        """Say whether the worker has credit for one more sequence of so many new KV tokens.
+
+        An idle worker takes anything: a request that can never fit is for the engine to refuse, which
+        knows its own limit exactly.
         """
         fleet = self.fleet
         running = fleet.running[slot]
@@ -425,10 +452,7 @@ class Dispatcher:
         if running >= fleet.sequences[slot]:
             return False
         in_use = self.index.pinned(slot) * self._sized_for + self._kv_extra[slot]
-        request = item.request
-        matched = item.matched if self._tracked else self.index.ready(slot, item.keys)
-        need = request.prompt_tokens - request.matched_tokens(matched) + self.jobs[request.rid].expected
-        return in_use + need <= fleet.kv_tokens[slot]
+        return in_use + tokens <= fleet.kv_tokens[slot]
 
     def _admit(self, job: Job, slot: int, out: list[Command]) -> None:
         """Reserve everything for one request and say that it is to be sent."""
@@ -450,8 +474,6 @@ class Dispatcher:
             max(0, request.prompt_tokens - int(len(request.keys) * request.block_tokens)) + job.expected
         )
         self._kv_extra[slot] += job.kv_extra
-        self.shares.remove(client, rid)
-        fleet.start(slot)
         self.ledger.reserve(client, extend, self.now)
         why = Why(
             choice.branch or self.routing.name,
@@ -543,8 +565,8 @@ class Dispatcher:
         for job in sorted(self._parked.values(), key=lambda job: job.item.seq):
             if not self.fleet.candidates:
                 return
-            del self._parked[job.request.rid]
-            self._route(job, out)
+            self._leave_queue(job)
+            self._place(job, out)
 
     def _blocks(self, kv_tokens: int) -> int:
         return max(1, int(kv_tokens / self._sized_for))
@@ -561,9 +583,8 @@ class Dispatcher:
             self.index.clear(slot, self._exact[slot])
             self._count_kv(slot)
         for job in moved:
-            self.shares.add(job.request.client, job.request.rid)
             job.slot = -1
-            self._route(job, out)
+            self._place(job, out)
 
     def _worker_gone(self, event: ev.WorkerGone, out: list[Command]) -> None:
         slot = self.fleet.slots[event.worker]

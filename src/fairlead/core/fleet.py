@@ -95,6 +95,12 @@ class FleetState:
         if (before < limit) is not (after < limit):
             self.refresh()
 
+    def begin(self, slot: int) -> None:
+        """One request runs that never waited."""
+        self.running[slot] += 1
+        self.bs[slot] = bs = self.bs[slot] + 1
+        self.root[slot] = _ROOTS[bs] if bs < 4096 else sqrt(bs + 1)
+
     def start(self, slot: int) -> None:
         """One request goes from waiting to running: the batch size stays."""
         before = self.queued[slot]
