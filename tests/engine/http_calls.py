@@ -5,6 +5,8 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+import uvloop
+
 from fairlead.engine.server import EngineConfig, EngineServer
 
 
@@ -76,7 +78,7 @@ def serve(test: Callable[[EngineServer], Awaitable[None]], **config: Any) -> Non
             await server.stop()
         server.engine.check()
 
-    asyncio.run(body())
+    uvloop.run(body())
 
 
 async def until(condition: Callable[[], bool]) -> None:
