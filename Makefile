@@ -39,6 +39,10 @@ lint: $(VENV)/.dev ## ruff and mypy, strict
 
 check: lint test ## what to run before a commit
 
+bench: $(VENV)/.dev ## the core's benchmarks: ratios to naive versions, and absolute figures
+	@for b in index ordering routing dispatcher; do echo "== benchmarks/core/$$b.py"; \
+	  $(BIN)/python -m benchmarks.core.$$b $(ARGS) || exit 1; done
+
 lock: ## renew the locked dependencies
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet pip-tools

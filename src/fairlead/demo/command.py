@@ -1,0 +1,109 @@
+"""``fairlead demo``: the same traffic under three schedulers, side by side."""
+
+import argparse
+import asyncio
+import io
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import uvloop
+from rich.console import Console
+
+from fairlead.demo import processes
+from fairlead.demo.clients import Traffic
+from fairlead.demo.figures import Phase
+from fairlead.demo.live import Live
+from fairlead.demo.summary import summary, verdict
+from fairlead.demo.workload import plan
+
+
+class Scheduler(NamedTuple):
+    """One phase's policies."""
+
+    title: str
+    order: str
+    policy: str
+
+
+SCHEDULERS = (
+    Scheduler("what most run today", "fcfs", "round_robin"),
+    Scheduler("the papers'", "dlpm:scope=worker", "d2lpm"),
+    Scheduler("ours: fleet deficits", "dlpm:scope=fleet", "marginal"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=16.0,
+        help="traffic in each of the three phases (default %(default)g)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the traffic (default %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the summary to FILE as a picture")
+    parser.add_argument(
+        "--plain", action="store_true", help="no live table, as when the output is no terminal"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo. Returns 0 when all phases ran, 1 when a part did not start, 130 on Ctrl-C."""
+    if not 1 <= args.seconds <= 600:
+        print("fairlead demo: --seconds takes 1 to 600", file=sys.stderr)
+        return 2
+    console = Console()
+    try:
+        phases = uvloop.run(_demo(args, console))
+    except processes.DemoError as error:
+        print(f"fairlead demo: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted; engines and gateway are stopped", file=sys.stderr)
+        return 130
+    console.print(summary(phases))
+    console.print(verdict(phases))
+    if args.svg is not None:
+        _draw(phases, args.svg)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"phases": [phase.as_json() for phase in phases]}, indent=2) + "\n")
+    return 0
+
+
+def _draw(phases: list[Phase], path: Path) -> None:
+    """Write the summary as an SVG picture."""
+    paper = Console(record=True, width=112, file=io.StringIO())
+    paper.print(summary(phases))
+    paper.print(verdict(phases))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paper.save_svg(str(path), title="fairlead demo")
+
+
+async def _demo(args: argparse.Namespace, console: Console) -> list[Phase]:
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(sign, task.cancel)
+    phases: list[Phase] = []
+    with processes.workspace() as folder:
+        for number, scheduler in enumerate(SCHEDULERS, 1):
+            live = Live(console, number, scheduler.title, scheduler.order, scheduler.policy, args.plain)
+            phases.append(await _phase(scheduler, args, Path(folder), live))
+    return phases
+
+
+async def _phase(scheduler: Scheduler, args: argparse.Namespace, folder: Path, live: Live) -> Phase:
+    async with (
+        processes.engines(folder) as workers,
+        processes.gateway(folder, workers, scheduler.order, scheduler.policy) as url,
+    ):
+        traffic = Traffic(url, plan(args.seconds, args.seed), processes.keys())
+        async with live.watch(url, traffic, args.seconds):
+            elapsed = await traffic.run(args.seconds)
+    return Phase(scheduler.title, scheduler.order, scheduler.policy, traffic.seen, elapsed)

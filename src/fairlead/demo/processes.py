@@ -1,0 +1,135 @@
+"""Starts the demo's engines and gateway as processes of their own, and ends every one of them."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from fairlead.demo.clients import MODEL
+from fairlead.demo.workload import CLIENTS
+from fairlead.http.client import Pool, UpstreamError
+
+PROFILE = "llama-3.1-8b-a100"
+KV_TOKENS = 48_000
+BLOCK_TOKENS = 16
+ENGINES = 4
+HOST = "127.0.0.1"
+
+
+class DemoError(Exception):
+    """A part of the demo did not start; the message has the end of its log."""
+
+
+def keys() -> dict[str, str]:
+    """Return each client's API key. They protect nothing: all of this runs on this machine alone."""
+    return {client.name: f"demo-key-{client.name}" for client in CLIENTS}
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that are free now; all are held open together so that none comes twice."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            probe = stack.enter_context(socket.socket())
+            probe.bind((HOST, 0))
+            ports.append(int(probe.getsockname()[1]))
+        return ports
+
+
+@contextlib.asynccontextmanager
+async def engines(directory: Path) -> AsyncIterator[list[str]]:
+    """Run fresh engines and yield their addresses; their caches are empty, as each phase must begin."""
+    ports = free_ports(ENGINES)
+    size = ["--profile", PROFILE, "--kv-blocks", str(KV_TOKENS // BLOCK_TOKENS)]
+    size += ["--block-size", str(BLOCK_TOKENS), "--model-name", MODEL]
+    commands = [["engine", "--host", HOST, "--port", str(port), *size] for port in ports]
+    async with contextlib.AsyncExitStack() as stack:
+        for number, (command, port) in enumerate(zip(commands, ports, strict=True), 1):
+            await stack.enter_async_context(_process(f"engine {number}", command, directory, port))
+        for number, port in enumerate(ports, 1):
+            await _ready(f"engine {number}", port, "/health", directory)
+        yield [f"http://{HOST}:{port}" for port in ports]
+
+
+@contextlib.asynccontextmanager
+async def gateway(directory: Path, workers: Sequence[str], order: str, policy: str) -> AsyncIterator[str]:
+    """Run the gateway in front of ``workers`` and yield its address."""
+    (port,) = free_ports(1)
+    config = directory / "fairlead.toml"
+    config.write_text(
+        "".join(
+            f'[clients.{name}]\napi_keys = ["sha256:{hashlib.sha256(key.encode()).hexdigest()}"]\n'
+            for name, key in keys().items()
+        )
+    )
+    command = ["serve", "--host", HOST, "--port", str(port), "--config", str(config), "--order", order]
+    command += ["--policy", policy, "--worker-urls", *workers]
+    async with _process("gateway", command, directory, port):
+        await _ready("gateway", port, "/ready", directory)
+        yield f"http://{HOST}:{port}"
+
+
+def workspace() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for logs and configuration that goes away with the demo."""
+    return tempfile.TemporaryDirectory(prefix="fairlead-demo-")
+
+
+def _log(name: str, directory: Path) -> Path:
+    return directory / f"{name.replace(' ', '-')}.log"
+
+
+@contextlib.asynccontextmanager
+async def _process(name: str, arguments: Sequence[str], directory: Path, port: int) -> AsyncIterator[None]:
+    """Run one ``fairlead`` command in a session of its own, so that Ctrl-C reaches only the demo."""
+    with _log(name, directory).open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "fairlead", *arguments,
+            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+    _RUNNING[port] = process
+    try:
+        yield
+    finally:
+        del _RUNNING[port]
+        await _stop(process)
+
+
+_RUNNING: dict[int, asyncio.subprocess.Process] = {}
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """End a process: a second SIGTERM tells the gateway not to drain, a kill ends what hangs."""
+    for sign, patience in ((signal.SIGTERM, 0.2), (signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
+        if process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(sign)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), patience)
+
+
+async def _ready(name: str, port: int, path: str, directory: Path, patience: float = 30.0) -> None:
+    """Wait until the process answers; DemoError with the end of its log if it ends or takes too long."""
+    pool = Pool(f"http://{HOST}:{port}")
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience
+    try:
+        while loop.time() < deadline:
+            if _RUNNING[port].returncode is not None:
+                break
+            with contextlib.suppress(UpstreamError):
+                status, _, _ = await pool.fetch(b"GET", path.encode(), timeout=1.0)
+                if status == 200:
+                    return
+            await asyncio.sleep(0.05)
+    finally:
+        await pool.close()
+    tail = _log(name, directory).read_text(errors="replace")[-2000:]
+    raise DemoError(f"the {name} did not start within {patience:g} s. The end of its log:\n{tail}")

@@ -1,0 +1,68 @@
+"""The demo's result, side by side."""
+
+from math import isnan
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from fairlead.demo.figures import Phase, percentile
+from fairlead.demo.processes import ENGINES, KV_TOKENS, PROFILE
+from fairlead.demo.workload import CLIENTS
+
+
+def summary(phases: list[Phase]) -> Table:
+    """Return the table: clients and totals down, phases across."""
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"{ENGINES} engines (model of {PROFILE}, {KV_TOKENS:,} KV tokens each), 3 clients over HTTP",
+        title_justify="left",
+        title_style="bold",
+        caption="TTFT from the scheduled arrival; what was unanswered at the end counts with its wait so far",
+        caption_justify="left",
+    )
+    table.add_column("")
+    for phase in phases:
+        table.add_column(f"{phase.title}\n{phase.order} + {phase.policy}", justify="right", min_width=22)
+    for client in CLIENTS:
+        table.add_row(
+            Text(client.name, style="bold"), *([Text(client.about, style="dim")] + [""] * (len(phases) - 1))
+        )
+        seen = [phase.clients[client.name] for phase in phases]
+        table.add_row("  TTFT p50", *[_ms(percentile(s.ttft_ms, 0.5)) for s in seen])
+        table.add_row("  TTFT p99", *[_ms(percentile(s.ttft_ms, 0.99)) for s in seen])
+        table.add_row("  completed", *[f"{s.completed:,} of {s.sent:,}" for s in seen])
+        if any(s.failed for s in seen):
+            table.add_row("  failed", *[str(s.failed) for s in seen], style="red")
+        table.add_row("  service", *[f"{s.service:,}" for s in seen], end_section=True)
+    table.add_row("prompt + output tokens/s", *[f"{phase.tokens_per_s:,.0f}" for phase in phases])
+    table.add_row("cache hit rate", *[f"{phase.hit_rate:.0%}" for phase in phases])
+    table.add_row("Jain index of service", *[f"{phase.jain:.3f}" for phase in phases])
+    return table
+
+
+def verdict(phases: list[Phase]) -> Text:
+    """Return the difference in words, from the figures alone."""
+    first, last = phases[0], phases[-1]
+    lines = []
+    for client in CLIENTS:
+        before = percentile(first.clients[client.name].ttft_ms, 0.99)
+        after = percentile(last.clients[client.name].ttft_ms, 0.99)
+        lines.append(f"{client.name}: p99 TTFT {_ms(before)} -> {_ms(after)} ({_change(before, after)})")
+    tokens = _change(first.tokens_per_s, last.tokens_per_s)
+    lines.append(f"all: {tokens} tokens/s, hit rate {first.hit_rate:.0%} -> {last.hit_rate:.0%}")
+    failures = {s.last_error for phase in phases for s in phase.clients.values() if s.failed}
+    lines += [f"failed requests said: {error}" for error in sorted(failures)]
+    return Text("\n".join(lines))
+
+
+def _ms(value: float) -> str:
+    if isnan(value):  # nothing was sent
+        return "-"
+    return f"{value:,.0f} ms" if value < 10_000 else f"{value / 1000:,.1f} s"
+
+
+def _change(before: float, after: float) -> str:
+    if not before > 0 or not after > 0:
+        return "no comparison"
+    return f"{before / after:.1f}x less" if before > after else f"{after / before:.1f}x more"
