@@ -45,7 +45,7 @@ def run(*command: str | Path, remedy: str) -> None:
 
 
 def pip(*arguments: str | Path, remedy: str) -> None:
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    quiet = [] if sys.stdout.isatty() else ["-qq"]  # errors only
     run(PYTHON, "-m", "pip", "--disable-pip-version-check", *quiet, *arguments, remedy=remedy)
 
 

@@ -1,0 +1,266 @@
+"""Tokens from the cache are the tokens of the whole, and templates render as engines render them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from fairlead.core.keys import seed_key, token_keys
+from fairlead.gateway.kv_view import KvView
+from fairlead.gateway.kv_wire import Stored
+from fairlead.gateway.tokenizing import INLINE_CHARS, TokenizerError, TokenPrompts, load_prompts, safe_cuts
+from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, decode
+
+SPECIAL = ["<|bos|>", "<|start|>", "<|end|>"]
+TEXTS = [
+    "You are a helpful assistant. ",
+    "the quick brown fox  jumps\n\nover 123 lazy dogs, user assistant",
+] * 20
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def byte_level() -> Tokenizer:
+    """As GPT-2, Llama 3 and Qwen."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    made.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
+    return made
+
+
+def sentence_piece(scheme: str) -> Tokenizer:
+    """As Llama 2 and Mistral: spaces become a sign that is also put in front of the text."""
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", *SPECIAL], show_progress=False)
+    made.train_from_iterator(TEXTS, trainer)
+    return made
+
+
+def legacy() -> Tokenizer:
+    """As Llama 2 before Metaspace: a normalizer puts the sign in front of every stretch of text."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", *SPECIAL], show_progress=False)
+    made.train_from_iterator(TEXTS, trainer)
+    return made
+
+
+def with_odd_tokens() -> Tokenizer:
+    """Special tokens that take spaces along, are matched after normalisation, or overlap."""
+    made = byte_level()
+    made.add_special_tokens(
+        [
+            AddedToken("<|left|>", lstrip=True),
+            AddedToken("<|right|>", rstrip=True),
+            AddedToken("<|normal|>", normalized=True),
+            AddedToken("<|word|>", single_word=True),
+            AddedToken("<|end|><|sep|>"),
+            AddedToken("xx<|sta"),
+        ]
+    )
+    return made
+
+
+ALL = {
+    "byte level": byte_level(),
+    "first": sentence_piece("first"),
+    "always": sentence_piece("always"),
+    "never": sentence_piece("never"),
+    "legacy": legacy(),
+    "odd": with_odd_tokens(),
+}
+BITS = [
+    *SPECIAL, "<|left|>", "<|right|>", "<|normal|>", "<|word|>", "xx<|sta", "<|", "|>", "<", "end", " ", "  ",
+    "\n", "\n\n", "\t", "user", "a", "fox", "12345", "é", "日本", "👍🏽", "'s", "▁", "<unk>", "the quick ",
+    ".", "x" * 40,
+]  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(sorted(ALL)),
+    st.lists(st.sampled_from(BITS) | st.text(st.characters(codec="utf-8"), max_size=5), max_size=12),
+    st.booleans(),
+)
+def test_cut_and_cached_is_the_same_as_whole(name: str, bits: list[str], special: bool) -> None:
+    text = "".join(bits)
+    tokenizer = ALL[name]
+    prompts = PROMPTS[name]
+    whole = tokenizer.encode(text, add_special_tokens=special).ids
+    assert list(prompts.encode(text, special=special)) == whole, "first time"
+    assert list(prompts.encode(text, special=special)) == whole, "from the cache"
+
+
+PROMPTS = {name: TokenPrompts(tokenizer, None) for name, tokenizer in ALL.items()}
+
+
+def test_only_tokens_that_stand_alone_are_cut_at() -> None:
+    assert safe_cuts(byte_level()) == SPECIAL
+    assert safe_cuts(with_odd_tokens()) == ["<|bos|>"], "the others overlap with an odd one"
+
+
+def test_cuts_are_given_up_if_the_trial_shows_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that breaks the rule on which cuts rest is found out at the start."""
+
+    class Contextual(TokenPrompts):
+        def _encode(self, pieces: list[str], *, special: bool = False) -> Any:
+            found = super()._encode(pieces, special=special)
+            for tokens in found:
+                tokens.append(7)
+            return found
+
+    prompts = Contextual(byte_level(), None)
+    assert prompts._pieces("a<|end|>b") == ["a<|end|>b"]
+    assert PROMPTS["byte level"]._pieces("a<|end|>b") == ["a", "<|end|>b"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": {"content": "<|bos|>"}, "eos_token": "<|end|>", "pad_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    return tmp_path
+
+
+def chat(*messages: Any, **more: Any) -> Any:
+    return decode(CHAT, json.dumps({"model": "m", "messages": list(messages)} | more).encode())
+
+
+def complete(prompt: Any, **more: Any) -> Any:
+    return decode(COMPLETION, json.dumps({"model": "m", "prompt": prompt} | more).encode())
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def test_a_chat_has_the_tokens_of_its_template(folder: Path) -> None:
+    prompts = load_prompts(folder)
+    text = "<|bos|><|start|>user\nhi there<|end|>\n<|start|>assistant\n"
+    tokens = byte_level().encode(text, add_special_tokens=False).ids
+    prompt = prompts.keys(CHAT, chat(user("hi there")))
+    assert prompt.prompt_tokens == len(tokens)
+    assert prompt.keys == token_keys(tokens, 16, seed_key("m"), prompts.digest)
+    assert prompt.block_tokens == 16
+
+
+def test_a_completion_gets_what_the_tokenizer_adds_and_tokens_are_taken_as_they_are(folder: Path) -> None:
+    prompts = load_prompts(folder, block_tokens=2)
+    tokens = byte_level().encode("hi there, fox", add_special_tokens=True).ids
+    expected = prompts.keys(COMPLETION, complete("hi there, fox"))
+    assert (expected.prompt_tokens, tokens[0]) == (len(tokens), 0)
+    assert prompts.keys(COMPLETION, complete(tokens)) == expected
+    assert prompts.keys(COMPLETION, complete([tokens])) == expected
+    assert prompts.keys(COMPLETION, complete(["hi there, fox"])) == expected
+
+
+def test_requests_and_events_agree_on_the_keys(folder: Path) -> None:
+    prompts = load_prompts(folder, adapters={"ada": "m"})
+    tokens = list(range(100, 164))
+    for model, salt, lora, extra in [
+        ("m", None, None, [None, None]),
+        ("m", "s", None, [["s"], None]),
+        ("ada", None, "ada", [["ada"], ["ada"]]),
+        ("ada", "s", "ada", [["ada", "s"], ["ada"]]),
+    ]:
+        prompt = prompts.keys(COMPLETION, complete(tokens, model=model, cache_salt=salt))
+        view = KvView("m", prompts.block_tokens, prompts.digest)
+        view.apply(Stored([1, 2], None, tokens, 32, None, "GPU", lora, extra))
+        (chain,) = view.chains()
+        assert list(chain.keys) == prompt.keys, (model, salt)
+
+
+def test_a_long_new_text_wants_a_thread_and_a_known_one_does_not(folder: Path) -> None:
+    prompts = load_prompts(folder)
+    long = chat({"role": "system", "content": "fox " * INLINE_CHARS}, user("one"))
+    assert prompts.keys_now(CHAT, long) is None
+    first = prompts.keys(CHAT, long)
+    assert prompts.keys_now(CHAT, long) == first
+    again = chat({"role": "system", "content": "fox " * INLINE_CHARS}, user("another"))
+    found = prompts.keys_now(CHAT, again)
+    assert found is not None
+    assert found.keys[: len(first.keys) - 2] == first.keys[:-2]
+    assert prompts.cache.hits > 4 * INLINE_CHARS
+
+
+def test_the_cache_is_bounded_by_its_text_and_drops_the_oldest() -> None:
+    prompts = TokenPrompts(byte_level(), None, cache_chars=30)
+    for text in ("<|end|>aaaaa", "<|end|>bbbbb", "<|end|>aaaaa", "<|end|>ccccc"):
+        prompts.encode(text, special=False)
+    assert "<|end|>aaaaa" in prompts.cache
+    assert "<|end|>bbbbb" not in prompts.cache
+    assert (prompts.cache.chars, len(prompts.cache)) == (24, 2)
+    prompts.encode("<|end|>" + "x" * 40, special=False)
+    assert (prompts.cache.chars, len(prompts.cache)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "reason"),
+    [
+        (CHAT, chat(user([{"type": "image_url", "image_url": {"url": "x"}}])), "part of type 'image_url'"),
+        (COMPLETION, complete(["a", "b"]), "several prompts"),
+        (COMPLETION, complete([[1, 2], [3]]), "several prompts"),
+        (COMPLETION, complete([-1, 2] * 20), "token id"),
+        (COMPLETION, complete([2**40] * 20), "token id"),
+        (EMBEDDING, decode(EMBEDDING, b'{"model": "m", "input": "x"}'), "of kind 'embedding'"),
+    ],
+)
+def test_a_prompt_that_cannot_be_told_has_no_keys_and_a_guessed_length(
+    kind: str, asked: Any, reason: str, folder: Path
+) -> None:
+    prompts = load_prompts(folder)
+    for ask in (prompts.keys, prompts.keys_now):
+        prompt = ask(kind, asked)
+        assert prompt is not None
+        assert prompt.keys == []
+        assert prompt.prompt_tokens >= 1
+        assert reason in prompts.unknown_reason
+    assert prompts.unknown == 2
+
+
+def test_a_model_without_a_template_has_no_chats(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    prompts = load_prompts(folder)
+    assert prompts.keys(CHAT, chat(user("x"))).keys == []
+    assert "no chat template" in prompts.unknown_reason
+
+
+def test_a_folder_without_a_tokenizer_says_what_it_should_be(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
+        load_prompts(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerError, match="cannot read the tokenizer"):
+        load_prompts(tmp_path)
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(
+        TokenizerError, match=r"'tokenizers'; install it with: pip install 'fairlead\[tokenizer\]'"
+    ):
+        load_prompts(tmp_path)
