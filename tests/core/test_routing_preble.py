@@ -98,7 +98,7 @@ class TestReplicate:
         ]
 
     def test_the_wait_starts_anew_after_it(self):
-        branches = self.run([(0, 100), (90, 400), (91, 400), (92, 400)])
+        branches = self.run([(0, 100), (90, 900), (91, 900), (92, 900)])
         assert [b for b, _ in branches] == ["preble: exploit"] * 2 + ["preble: replicate", "preble: exploit"]
 
     def test_a_half_without_requests_says_nothing(self):

@@ -41,7 +41,7 @@ class CacheAware(RoutingBase):
         slots = fleet.candidates
         if not slots:
             return None
-        (bs,) = columns(fleet, fleet.bs)
+        (bs,) = columns(fleet, slots, fleet.bs)
         low, high = min(bs), max(bs)
         if high - low > self._abs and high > self._rel * low:
             branch = "cache_aware: imbalanced"

@@ -26,6 +26,9 @@ class FairLMetric(DeficitRouting):
             return None
         scores: list[float] = products(request, match, fleet)
         spent = self.books.spent(request.client, slots)
-        if spent:
+        if spent and len(slots) == len(fleet.ids):
+            for s in spent:
+                scores[s] = inf
+        elif spent:
             scores = [inf if s in spent else score for s, score in zip(slots, scores, strict=False)]
         return Choice(least(slots, scores, self.last, fleet.bs, fleet.kv_used), scores)

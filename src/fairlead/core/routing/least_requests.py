@@ -17,6 +17,6 @@ class LeastRequests(RoutingBase):
         slots = fleet.candidates
         if not slots:
             return None
-        (bs,) = columns(fleet, fleet.bs)
+        (bs,) = columns(fleet, slots, fleet.bs)
         scores = list(bs)
         return Choice(least(slots, scores, self.last), scores)

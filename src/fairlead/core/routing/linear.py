@@ -75,16 +75,16 @@ class Linear(RoutingBase):
     def _dynamo(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
         prompt, block = request.prompt_tokens, request.block_tokens
         (weight,) = self._weights
-        tokens, used = columns(fleet, match.tokens, fleet.kv_used)
+        tokens, used = columns(fleet, fleet.candidates, match.tokens, fleet.kv_used)
         return [(weight * (prompt - t) + u) / block for t, u in zip(tokens, used, strict=False)]
 
     def _production(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
         alpha, beta, gamma = self._weights
         hit = alpha / max(1, request.prompt_tokens)
-        tokens, bs, used = columns(fleet, match.tokens, fleet.bs, fleet.kv_used)
+        tokens, bs, used = columns(fleet, fleet.candidates, match.tokens, fleet.bs, fleet.kv_used)
         constant = beta + gamma
         if self._by_capacity:
-            sequences, pools = columns(fleet, fleet.sequences, fleet.kv_tokens)
+            sequences, pools = columns(fleet, fleet.candidates, fleet.sequences, fleet.kv_tokens)
             return [
                 beta * b / (n or 1) + gamma * u / (k or 1) - hit * t - constant
                 for t, b, u, n, k in zip(tokens, bs, used, sequences, pools, strict=False)
@@ -95,7 +95,7 @@ class Linear(RoutingBase):
     def _llm_d(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
         prefix, queue, kv = self._weights
         hit = prefix / max(1, request.prompt_tokens)
-        tokens, used, pools = columns(fleet, match.tokens, fleet.kv_used, fleet.kv_tokens)
+        tokens, used, pools = columns(fleet, fleet.candidates, match.tokens, fleet.kv_used, fleet.kv_tokens)
         waiting = _waiting(fleet)
         low, high = min(waiting), max(waiting)
         queue, constant = (queue / (high - low), kv + queue) if high > low else (0.0, kv + queue)
@@ -107,5 +107,5 @@ class Linear(RoutingBase):
 
 def _waiting(fleet: Fleet) -> Sequence[float]:
     """Requests that wait for each candidate, at the dispatcher and inside the engine."""
-    queued, inside = columns(fleet, fleet.queued, fleet.engine_waiting)
+    queued, inside = columns(fleet, fleet.candidates, fleet.queued, fleet.engine_waiting)
     return [q + w for q, w in zip(queued, inside, strict=False)]

@@ -17,7 +17,7 @@ def products(request: Request, match: Match, fleet: Fleet) -> list[float]:
     The first factor is at least 1: with 0 a full hit would win whatever the batch size, and herd.
     """
     prompt = request.prompt_tokens
-    tokens, pending, bs = columns(fleet, match.tokens, fleet.pending, fleet.bs)
+    tokens, pending, bs = columns(fleet, fleet.candidates, match.tokens, fleet.pending, fleet.bs)
     scores: list[float] = [(p + prompt - t) * (b + 1) for t, p, b in zip(tokens, pending, bs, strict=False)]
     # A match leaves a token to compute, so the floor matters for a prompt of none only: test once.
     if min(scores) <= 0:

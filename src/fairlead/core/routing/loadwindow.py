@@ -28,6 +28,8 @@ class LoadWindow:
         self.step_us = max(1, window_us // _BUCKETS)
         self.prefill_us: list[int] = []
         self.requests: list[int] = []
+        self.total_requests = 0
+        """Sum of ``requests``."""
         self.output = 0
         """Output tokens of all workers in the window."""
         self._buckets: deque[_Bucket] = deque([_Bucket(0)])
@@ -51,6 +53,7 @@ class LoadWindow:
             for slot, (prefill, requests) in old.loads.items():
                 self.prefill_us[slot] -= prefill
                 self.requests[slot] -= requests
+                self.total_requests -= requests
 
     def add(self, slot: int, prefill_us: int, requests: int) -> None:
         """Add load to ``slot`` now; both numbers are at least 0."""
@@ -60,6 +63,7 @@ class LoadWindow:
         load[1] += requests
         self.prefill_us[slot] += prefill_us
         self.requests[slot] += requests
+        self.total_requests += requests
 
     def take_back(self, slot: int, prefill_us: int, requests: int) -> None:
         """Take load back, from the newest entries that have some: never more than there is."""
@@ -71,6 +75,7 @@ class LoadWindow:
                 load[1] -= few
                 self.prefill_us[slot] -= some
                 self.requests[slot] -= few
+                self.total_requests -= few
                 prefill_us -= some
                 requests -= few
             if not (prefill_us or requests):
@@ -86,6 +91,7 @@ class LoadWindow:
         for bucket in self._buckets:
             bucket.loads.pop(slot, None)
         if slot < len(self.requests):
+            self.total_requests -= self.requests[slot]
             self.prefill_us[slot] = self.requests[slot] = 0
 
     def check(self) -> None:
@@ -94,4 +100,5 @@ class LoadWindow:
         loads = [(s, load) for b in self._buckets for s, load in b.loads.items()]
         for slot, sums in enumerate(zip(self.prefill_us, self.requests, strict=True)):
             assert sums == tuple(sum(load[i] for s, load in loads if s == slot) for i in (0, 1)), slot
+        assert self.total_requests == sum(self.requests)
         assert self.output == sum(b.output for b in self._buckets)

@@ -29,8 +29,8 @@ class Marginal(RoutingBase):
             return None
         prompt = request.prompt_tokens
         tokens, pending, root, pools, used, cached, hits = columns(
-            fleet, match.tokens, fleet.pending, fleet.root, fleet.kv_tokens, fleet.kv_used, fleet.kv_cached,
-            fleet.hit_rate,
+            fleet, slots, match.tokens, fleet.pending, fleet.root,
+            fleet.kv_tokens, fleet.kv_used, fleet.kv_cached, fleet.hit_rate,
         )  # fmt: skip
         # Both loops are the hot path: e fits beside what is cached, or e - free of it must evict
         # (all of e where the cache is over its size).

@@ -1,6 +1,7 @@
 """Preble's E2: exploit a long cached prefix, else explore by predicted load."""
 
 from collections.abc import Sequence
+from math import inf
 
 from fairlead.core.model import BlockKey, ClientId, Request, RequestId
 from fairlead.core.params import Param
@@ -102,32 +103,32 @@ class Preble(RoutingBase):
         self._noted = None
         loads = self._loads(fleet)
         if 2 * match.best <= request.prompt_tokens:
-            scores = self._costs(request, match, fleet, loads)
+            scores = self._costs(request, match, fleet, slots, loads)
             return Choice(self._cheapest(slots, scores, fleet), scores, "preble: explore")
         return self._exploit(request, match, fleet, loads, now)
 
     def _exploit(self, request: Request, match: Match, fleet: Fleet, loads: list[float], now: int) -> Choice:
         slots, holders = fleet.candidates, match.holders
-        costs = self._costs(request, match, fleet, loads)
-        by_slot = dict(zip(slots, costs, strict=False))
-        slot = self._cheapest(holders, [by_slot[s] for s in holders], fleet)
+        at = {s: i for i, s in enumerate(slots)}
+        costs = self._costs(request, match, fleet, holders, [loads[at[s]] for s in holders])
+        slot = self._cheapest(holders, costs, fleet)
         low, high = min(loads), max(loads)
         if (
             high > low
             and high >= self._rebalance_ratio * low
-            and sum(self.window.requests) >= self._rebalance_after
-            and loads[slots.index(slot)] == high
+            and self.window.total_requests >= self._rebalance_after
+            and loads[at[slot]] == high
         ):
             return Choice(self._cheapest(slots, loads, fleet), loads, "preble: rebalance")
         if match.blocks:
             key = request.keys[match.blocks - 1]
             if len(holders) == 1 and len(slots) > 1 and self._grew(key, now):
-                others = [s for s in slots if s != slot]
                 self._noted = (request.rid, key, -1.0)
-                slot = self._cheapest(others, [by_slot[s] for s in others], fleet)
-                return Choice(slot, costs, "preble: replicate")
+                scores = self._costs(request, match, fleet, slots, loads)
+                scores[at[slot]] = inf
+                return Choice(self._cheapest(slots, scores, fleet), scores, "preble: replicate")
             self._noted = (request.rid, key, self._prefill * fleet.pending[slot])
-        return Choice(slot, costs, "preble: exploit")
+        return Choice(slot, branch="preble: exploit")
 
     def _cheapest(self, slots: Sequence[int], costs: Sequence[float], fleet: Fleet) -> int:
         return least(slots, costs, self.last, fleet.bs, fleet.kv_used)
@@ -135,17 +136,19 @@ class Preble(RoutingBase):
     def _loads(self, fleet: Fleet) -> list[float]:
         """L of each candidate, microseconds."""
         window = self.window
-        prefill, requests = columns(fleet, window.prefill_us, window.requests)
-        total = sum(window.requests)
+        prefill, requests = columns(fleet, fleet.candidates, window.prefill_us, window.requests)
+        total = window.total_requests
         mean = window.output / total if total and window.output > 0 else self._prior_output
         decode = mean * self._decode
         return [p + n * decode for p, n in zip(prefill, requests, strict=False)]
 
-    def _costs(self, request: Request, match: Match, fleet: Fleet, loads: list[float]) -> list[float]:
-        """L + M + P of each candidate, microseconds."""
+    def _costs(
+        self, request: Request, match: Match, fleet: Fleet, slots: Sequence[int], loads: Sequence[float]
+    ) -> list[float]:
+        """L + M + P of ``slots``, microseconds; ``loads`` is their L."""
         prompt, prefill, base = request.prompt_tokens, self._prefill, self._base
         tokens, pools, cached, hits = columns(
-            fleet, match.tokens, fleet.kv_tokens, fleet.kv_cached, fleet.hit_rate
+            fleet, slots, match.tokens, fleet.kv_tokens, fleet.kv_cached, fleet.hit_rate
         )
         return [
             load + base + prefill * (e if (e := prompt - t) <= k - c else e + h * (e - k + c if c < k else e))

@@ -7,12 +7,11 @@ from operator import itemgetter
 from fairlead.core.routing.base import Fleet
 
 
-def columns(fleet: Fleet, *lists: Sequence[float]) -> Sequence[Sequence[float]]:
-    """Return ``lists`` (one entry a slot) cut down to the candidates, in their order.
+def columns(fleet: Fleet, slots: Sequence[int], *lists: Sequence[float]) -> Sequence[Sequence[float]]:
+    """Return ``lists`` (one entry a slot) cut down to the ascending ``slots``, in their order.
 
-    Returned as they are when every slot is a candidate, which is the usual case.
+    Returned as they are when that is every slot, which is the usual case for the candidates.
     """
-    slots = fleet.candidates
     if len(slots) == len(fleet.ids):
         return lists
     if len(slots) == 1:

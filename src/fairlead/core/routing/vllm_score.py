@@ -33,11 +33,11 @@ class VllmScore(RoutingBase):
         if not slots:
             return None
         weight = self._weight
-        queued, running = columns(fleet, fleet.queued, fleet.running)
+        queued, running = columns(fleet, slots, fleet.queued, fleet.running)
         scores = [weight * q + r for q, r in zip(queued, running, strict=False)]
         if any(fleet.engine_waiting):
             extra, oldest = weight - 1, now - self._max_age
-            reports = columns(fleet, fleet.engine_waiting, fleet.reported_us)
+            reports = columns(fleet, slots, fleet.engine_waiting, fleet.reported_us)
             scores = [
                 score + extra * min(waiting, sent) if at >= oldest else score
                 for score, sent, waiting, at in zip(scores, running, *reports, strict=False)
