@@ -59,8 +59,9 @@ class ExactBlocks:
         revived: list[BlockKey] = []
         for key in keys:
             if key not in self._parent:
+                reachable = parent is None or parent in self  # before it is linked: it may name itself
                 self._link(key, parent)
-                if parent is None or parent in self:
+                if reachable:
                     fresh.append(key)
                     found = self._below(key)
                     self._lost.difference_update(found)
@@ -94,6 +95,7 @@ class ExactBlocks:
             if parent is not None:
                 children.setdefault(parent, set()).add(key)
         assert children == {p: c if isinstance(c, set) else {c} for p, c in self._children.items()}
+        assert all(len(c) > 1 for c in self._children.values() if isinstance(c, set))
         reachable = [key for key, parent in self._parent.items() if parent is None]
         for key in reachable:
             reachable += children.get(key, ())

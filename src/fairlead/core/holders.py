@@ -6,6 +6,10 @@ lose bits on the way down. Since keys chain, one comparison passes a run, and a 
 as many steps as it crosses runs, however many blocks they have. Changes cost a step a run too, not
 a hash a block: that is what keeps booking of a long prompt cheap.
 
+If two different prefixes share a key (a 60-bit collision, or keys that do not chain), one slot may
+come to hold a run twice. Answers about those prefixes are then wrong, and nothing breaks: every
+segment is released by the way it was held, and a bit that is already clear is passed over.
+
 Keys are kept in arrays: 8 bytes a block, and nothing for the garbage collector to visit.
 """
 
@@ -108,25 +112,25 @@ class HolderTree:
         """
         node.ends -= 1
         while count > 0:
-            size = len(node.keys)
             above = node.parent
             assert above is not None
-            if node.mask == bit:  # nobody else's, and nothing below: the blocks themselves go
-                self.blocks -= min(size, count)
-                if size > count:
+            size = len(node.keys)
+            if size > count:
+                if node.mask == bit and not node.children:
                     del node.keys[size - count :]
-                    above = node
-                else:
-                    del above.children[node.keys[0]]
-            else:
-                if size > count:
-                    above = self.split(node, size - count)
+                    self.blocks -= count
+                    node.ends += keep
+                    return node
+                above = self.split(node, size - count)
+            if node.mask & bit:
                 node.mask ^= bit
-                self.compress(node)
+                if node.mask:
+                    self.compress(node)
+                else:
+                    self._remove(node)
             count -= size
             node = above
-        if keep:
-            node.ends += 1
+        node.ends += keep
         return node
 
     def end_at(self, node: Run, back: int) -> Run:
@@ -157,15 +161,23 @@ class HolderTree:
         return upper
 
     def compress(self, node: Run) -> None:
-        """Join ``node`` into its child if nothing tells them apart any more."""
+        """Join ``node`` into its only child if no segment ends with it and the holders are the same."""
         parent = node.parent
         if node.ends or parent is None or len(node.children) != 1:
             return
         (child,) = node.children.values()
-        if child.mask == node.mask:
+        if child.mask == node.mask and parent.children.get(node.keys[0]) is node:
             child.keys[:0] = node.keys
             child.parent = parent
             parent.children[child.keys[0]] = child
+
+    def _remove(self, node: Run) -> None:
+        """Take out a run that nobody holds."""
+        self.blocks -= len(node.keys)
+        parent = node.parent
+        assert parent is not None
+        if parent.children.get(node.keys[0]) is node:
+            del parent.children[node.keys[0]]
 
 
 def common(run: Keys, keys: Sequence[BlockKey], at: int) -> int:

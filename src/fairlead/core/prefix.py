@@ -251,8 +251,7 @@ def _check_holders(holders: HolderTree, ends: dict[int, int]) -> dict[BlockKey, 
             assert node is holders.root or child.mask & ~node.mask == 0
         if node is not holders.root:
             assert node.ends == ends.get(id(node), 0)
-            only = list(node.children.values()) if len(node.children) == 1 else []
-            assert node.ends or not only or only[0].mask != node.mask
+            assert node.ends or len(node.children) > 1
     assert len(found) == holders.blocks
     return found
 

@@ -271,7 +271,7 @@ class SlotTree:
             self.masks.release(self.exact.reachable(), self.bit)
             self.exact = None
         self.root.children.clear()
-        self.root.newer = self.root.older = self.root
+        self.root.newer = self.root.older = None
         self.cached = self.pinned = self.assigned = 0
         self.dropped = True
 
