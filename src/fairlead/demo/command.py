@@ -15,7 +15,7 @@ from rich.console import Console
 from fairlead.demo import processes
 from fairlead.demo.clients import Traffic
 from fairlead.demo.figures import Phase
-from fairlead.demo.live import Live
+from fairlead.demo.live import View
 from fairlead.demo.summary import summary, verdict
 from fairlead.demo.workload import plan
 
@@ -93,12 +93,13 @@ async def _demo(args: argparse.Namespace, console: Console) -> list[Phase]:
     phases: list[Phase] = []
     with processes.workspace() as folder:
         for number, scheduler in enumerate(SCHEDULERS, 1):
-            live = Live(console, number, scheduler.title, scheduler.order, scheduler.policy, args.plain)
+            policies = f"{scheduler.order} + {scheduler.policy}"
+            live = View(console, number, scheduler.title, policies, args.plain)
             phases.append(await _phase(scheduler, args, Path(folder), live))
     return phases
 
 
-async def _phase(scheduler: Scheduler, args: argparse.Namespace, folder: Path, live: Live) -> Phase:
+async def _phase(scheduler: Scheduler, args: argparse.Namespace, folder: Path, live: View) -> Phase:
     async with (
         processes.engines(folder) as workers,
         processes.gateway(folder, workers, scheduler.order, scheduler.policy) as url,
