@@ -166,10 +166,8 @@ class Stream(Reply):
             "logprobs": None,
             "finish_reason": finish_reason,
         }
-        body = self._envelope(self._kind()) | {"choices": [choice]}
-        if self.include_usage:
-            body["usage"] = None
-        return _frame(body)
+        # As vLLM does, and unlike OpenAI, no "usage": null here even if usage comes at the end.
+        return _frame(self._envelope(self._kind()) | {"choices": [choice]})
 
 
 def _frame(body: dict[str, object]) -> bytes:
