@@ -310,3 +310,24 @@ def test_an_unknown_policy_lists_the_valid_ones():
         PolicyError, match=r"unknown routing policy 'lmetrik' .*marginal.*did you mean 'lmetric'"
     ):
         make_routing("lmetrik", None, RoutingContext(random.Random(1)))
+
+
+def parameter_rows(cls):
+    """The rows of a policy's table in the docs."""
+    return [f"| `{p.name}` | `{p.default}` | {p.help}{_choices(p)} |" for p in cls.params]
+
+
+def _choices(param):
+    return f" ({', '.join(param.choices)})" if param.choices else ""
+
+
+@pytest.mark.parametrize("name", POLICIES.names())
+def test_the_docs_have_a_section_with_its_source_and_parameters(name):
+    cls = POLICIES.get(name)
+    docs = (Path(__file__).parents[2] / "docs" / "policies" / "routing.md").read_text(encoding="utf-8")
+    assert f"| [`{name}`](#{name}) | {cls.summary} |" in docs
+    section = docs.split(f"## `{name}`\n")[1].split("\n## ")[0]
+    assert f"Source: {cls.source}." in section
+    for part in (*parameter_rows(cls), "Cost: ", "When it fails: "):
+        assert part in section
+    assert section.count("\n| `") == len(cls.params)
