@@ -75,6 +75,9 @@ class Config:
 
     max_attempts: int = _option(3, "workers that one request is tried on", 1)
     retry_ratio: float = _option(0.2, "retries allowed for each request that arrives", 0)
+    retry_statuses: tuple[str, ...] = _option(
+        ("429", "500", "502", "503", "504"), "answers of a worker after which another one is tried"
+    )
     cb_failure_threshold: int = _option(5, "failures in a row after which a worker gets no more requests", 1)
     cb_timeout_secs: float = _option(10.0, "how long such a worker is left alone before it is probed", 0)
     health_interval_secs: float = _option(5.0, "time between health checks of a worker", 0.01)
@@ -196,6 +199,8 @@ def _default_of(option: Field[Any]) -> object:
 def _show(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -293,6 +298,9 @@ def _checked(config: Config) -> Config:
             ipaddress.ip_network(network)
         except ValueError as error:
             raise ConfigError(f"option 'trusted_proxies': {error}") from None
+    for status in config.retry_statuses:
+        if not (status.isdigit() and 400 <= int(status) <= 599):
+            raise ConfigError(f"option 'retry_statuses' takes codes from 400 to 599, not {status!r}")
     if config.log_level not in {"debug", "info", "warning", "error"}:
         raise ConfigError(f"option 'log_level' takes debug, info, warning or error, not {config.log_level!r}")
     if config.port > 65_535:

@@ -36,10 +36,13 @@ class PromptKeys(Protocol):
     exact: bool
     """Whether the keys are those of the engine's own token blocks, as its KV-cache events give them."""
     threaded: bool
-    """Whether ``keys`` can take so long that it belongs in a thread."""
+    """Whether ``keys`` can take so long that it belongs in a thread; ``keys_now`` then says when."""
 
     def keys(self, kind: str, asked: Asked) -> Prompt:
-        """Return the prompt's keys. Raises ``BadRequest`` for a prompt that cannot be rendered."""
+        """Return the prompt's keys, whatever it takes."""
+
+    def keys_now(self, kind: str, asked: Asked) -> Prompt | None:
+        """Return the prompt's keys if that takes about a millisecond, else None."""
 
     def learn(self, model: str, prompt: Prompt, prompt_tokens: int) -> None:
         """The engine counted ``prompt_tokens`` in ``prompt``."""
@@ -56,7 +59,7 @@ class BytePrompts:
         self._bytes_per_token: dict[str, float] = {}
         self._seeds: dict[tuple[str, str | None], int] = {}
 
-    def keys(self, kind: str, asked: Asked) -> Prompt:  # noqa: ARG002 - the struct says its kind itself
+    def keys(self, kind: str, asked: Asked) -> Prompt:  # noqa: ARG002 - all is in ``asked``
         """Return the keys of the full blocks of the prompt's canonical bytes."""
         data = canonical(asked)
         model = asked.model
@@ -71,6 +74,8 @@ class BytePrompts:
         ]
         rate = self._bytes_per_token.get(model, _FIRST_GUESS)
         return Prompt(keys, max(1, round(len(data) / rate)), size / rate)
+
+    keys_now = keys
 
     def learn(self, model: str, prompt: Prompt, prompt_tokens: int) -> None:
         """Move the model's bytes a token towards what this prompt had."""

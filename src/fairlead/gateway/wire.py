@@ -65,12 +65,23 @@ class ChatAsked(Asked, kw_only=True):
     messages: list[Message]
     tools: msgspec.Raw = NO_RAW
     chat_template_kwargs: msgspec.Raw = NO_RAW
+    # What follows matters only to whoever renders the template here: the engine checks the types.
+    add_generation_prompt: Any = None
+    add_special_tokens: Any = None
+    chat_template: Any = None
+    continue_final_message: Any = None
+    documents: Any = None
+    mm_processor_kwargs: Any = None
+    reasoning_effort: Any = None
+    truncate_prompt_tokens: Any = None
 
 
 class CompletionAsked(Asked, kw_only=True):
     """A body of ``/v1/completions``."""
 
     prompt: str | list[Any]
+    add_special_tokens: Any = None
+    truncate_prompt_tokens: Any = None
 
 
 class EmbeddingAsked(Asked, kw_only=True):

@@ -1,0 +1,301 @@
+"""One generation on its way through: from the client's exchange to a worker's answer and back.
+
+A flow listens to both ends. What happens it reports to the gateway as events; what is to be done it
+is told by the dispatcher's commands. Bytes of a body pass it unchanged.
+"""
+
+from typing import TYPE_CHECKING
+
+from fairlead.core import events as ev
+from fairlead.core.commands import Dispatch, Fail, Reject
+from fairlead.core.model import Request
+from fairlead.gateway.identity import Client
+from fairlead.gateway.prompt import Prompt
+from fairlead.gateway.sse import Tap
+from fairlead.gateway.wire import Usage, usage_of
+from fairlead.gateway.workers import Worker
+from fairlead.http.client import Call, UpstreamError
+from fairlead.http.messages import HOP_BY_HOP, Headers, error_body, error_response, head
+from fairlead.http.server import Exchange
+
+if TYPE_CHECKING:
+    from fairlead.gateway.app import Gateway
+    from fairlead.gateway.metrics import ClientFigures
+
+_KEPT_BYTES = 8 * 2**20
+"""Of an answer that is not a stream as much is kept to read its usage; of an error as much to pass on."""
+_STATUS_OF = {"queue_full": 429, "too_long": 400}
+
+
+class Flow:
+    """State of one request. ``live`` from its arrival at the dispatcher to its end there."""
+
+    __slots__ = (
+        "arrived_us",
+        "body",
+        "call",
+        "client",
+        "exchange",
+        "fields",
+        "figures",
+        "first_us",
+        "gateway",
+        "kept",
+        "kept_size",
+        "live",
+        "model",
+        "path",
+        "progress",
+        "prompt",
+        "refused",
+        "request",
+        "status",
+        "streamed",
+        "tap",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        gateway: "Gateway",
+        exchange: Exchange,
+        client: Client,
+        figures: "ClientFigures",
+        request: Request,
+        model: str,
+        prompt: Prompt,
+        fields: bytes,
+        body: bytes,
+        hide_usage: bool | None,
+    ) -> None:
+        self.gateway = gateway
+        self.exchange = exchange
+        self.client = client
+        self.figures = figures
+        self.request = request
+        self.model = model
+        self.prompt = prompt
+        self.path = exchange.target
+        self.fields = fields
+        self.body = body
+        self.tap = None if hide_usage is None else Tap(hide_usage)
+        self.arrived_us = request.arrived_us
+        self.first_us = 0
+        self.live = False
+        self.progress = 0
+        """Output tokens seen and not yet reported."""
+        self.worker: Worker | None = None
+        self.call: Call | None = None
+        self.status = 0
+        self.streamed = False
+        self.refused: Headers | None = None
+        """Header fields of an answer that was not passed on: an error that another worker may avert."""
+        self.kept: list[bytes] = []
+        self.kept_size = 0
+
+    def __repr__(self) -> str:
+        return f"<Flow {self.request.rid} {self.client.name} on {self.worker} status={self.status}>"
+
+    # --- commands ------------------------------------------------------------------------------
+
+    def dispatch(self, command: Dispatch) -> None:
+        """Send the request to the worker."""
+        worker = self.worker = self.gateway.workers[command.worker]
+        if command.attempt == 1:
+            waited = self.gateway.dispatcher.now - self.arrived_us
+            self.figures.wait.observe(waited / 1e6)
+        self.refused = None
+        self.kept.clear()
+        self.kept_size = 0
+        pool = worker.pool
+        body = self.body
+        self.call = pool.send(
+            b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n%b"
+            % (pool.prefix, self.path, pool.authority, self.fields, len(body), body),
+            self,
+        )
+
+    def reject(self, command: Reject) -> None:
+        """Tell the client that it will not be served now."""
+        self._ended(command.code)
+        status = _STATUS_OF.get(command.code, 503)
+        retry = None if status == 400 else command.retry_after_s
+        self.exchange.reply(error_response(status, command.message, command.code, retry_after_s=retry))
+
+    def fail(self, command: Fail) -> None:
+        """Tell the client that its request failed for good, as far as that can still be told."""
+        self._ended("error" if self.status >= 500 or not self.status else f"status_{self.status}")
+        exchange = self.exchange
+        if self.refused is not None:
+            fields = [f for f in self.refused if f[0] not in HOP_BY_HOP]
+            body = b"".join(self.kept)
+            exchange.begin(head(self.status, fields), len(body))
+            exchange.finish(body)
+        elif not exchange.begun:
+            exchange.reply(
+                error_response(502, f"no worker could serve this: {command.reason}", "worker_failed")
+            )
+        elif self.streamed:
+            problem = error_body(
+                502, f"the worker failed in the middle of its answer: {command.reason}", "worker_failed"
+            )
+            exchange.finish(b"data: " + problem + b"\n\ndata: [DONE]\n\n")
+        else:
+            exchange.abort()
+
+    def stop(self) -> None:
+        """Stop the worker: nobody waits for its answer."""
+        if self.call is not None:
+            self.call.cancel()
+            self.call = None
+
+    # --- the client ----------------------------------------------------------------------------
+
+    def disconnected(self) -> None:
+        """The client is gone: free the worker at once."""
+        if self.live:
+            self._ended("cancelled")
+            self.gateway.step(ev.Cancelled(self.gateway.now_us(), self.request.rid))
+        self.stop()
+
+    def pause(self) -> None:
+        """The client reads slowly: so is the worker read."""
+        if self.call is not None:
+            self.call.pause()
+
+    def resume(self) -> None:
+        """The client caught up."""
+        if self.call is not None:
+            self.call.resume()
+
+    # --- the worker ----------------------------------------------------------------------------
+
+    def head(self, status: int, headers: Headers) -> None:
+        """Pass a good answer's head on; keep an error back until it is final."""
+        self.status = status
+        if not 200 <= status < 300:
+            self.refused = headers
+            return
+        length = None
+        event_stream = False
+        lines = []
+        for field in headers:
+            name = field[0]
+            if name == b"content-length":
+                length = int(field[1])
+            elif name not in HOP_BY_HOP:
+                lines.append(field)
+                if name == b"content-type":
+                    event_stream = field[1].startswith(b"text/event-stream")
+        self.streamed = event_stream
+        if self.tap is not None and not event_stream:
+            self.tap = None
+        if event_stream:
+            length = None  # the length would change with what is left out
+            if self.tap is None:
+                self.tap = Tap(hide=False)
+        self.exchange.begin(head(status, lines), length)
+        self.body = b""  # from here on it is never sent again
+
+    def data(self, body: bytes) -> None:
+        """Pass on what came, and read it on the way."""
+        tap = self.tap
+        if self.refused is not None or tap is None:
+            self.kept_size += len(body)
+            if self.kept_size <= _KEPT_BYTES:
+                self.kept.append(body)
+            if self.refused is None:
+                self.exchange.send(body)
+            return
+        out = tap.feed(body)
+        if out:
+            self.exchange.send(out)
+        else:
+            self.exchange.flush()
+        events = tap.events
+        if events:
+            tap.events = 0
+            if not self.first_us:
+                self._first_token()
+            if self.progress:
+                self.progress += events
+            else:
+                self.progress = events
+                self.gateway.made_progress(self)
+
+    def end(self) -> None:
+        """The answer is whole: settle."""
+        self.call = None
+        gateway, worker = self.gateway, self.worker
+        assert worker is not None
+        if self.refused is not None:
+            self._refused_by(worker)
+            return
+        gateway.workers.succeeded(worker)
+        tap = self.tap
+        if tap is not None:
+            usage, rest = tap.usage, tap.rest()
+        else:
+            usage = usage_of(b"".join(self.kept)) if self.kept_size <= _KEPT_BYTES else None
+            rest = b""
+        self._settle(usage, worker)
+        self.exchange.finish(rest)
+
+    def error(self, error: UpstreamError) -> None:
+        """The answer will not come, or not to its end."""
+        self.call = None
+        gateway, worker = self.gateway, self.worker
+        assert worker is not None
+        self.refused = None
+        gateway.workers.failed(worker, unreachable=error.kind in {"connect", "closed"})
+        if self.live:
+            gateway.step(
+                ev.Failed(gateway.now_us(), self.request.rid, retryable=not error.answered, reason=str(error))
+            )
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _first_token(self) -> None:
+        gateway = self.gateway
+        now = self.first_us = gateway.now_us()
+        self.figures.first_token.observe((now - self.arrived_us) / 1e6)
+        gateway.step(ev.FirstToken(now, self.request.rid))
+
+    def _settle(self, usage: Usage | None, worker: Worker) -> None:
+        gateway, rid = self.gateway, self.request.rid
+        now = gateway.now_us()
+        if usage is None:
+            gateway.report_progress(self)
+            self._ended("ok")
+            gateway.step(ev.Finished(now, rid))
+            return
+        self.progress = 0  # the usage says it all
+        prompt_tokens, cached, output = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+        if prompt_tokens:
+            gateway.prompts.learn(self.model, self.prompt, prompt_tokens)
+            self.figures.prompt_tokens += prompt_tokens
+            if cached is not None:
+                worker.count_hit(prompt_tokens, cached)
+        if output:
+            self.figures.output_tokens += output
+            if self.first_us and output > 1:
+                self.figures.per_token.observe((now - self.first_us) / 1e6 / (output - 1))
+        self._ended("ok")
+        gateway.step(ev.Finished(now, rid, prompt_tokens, cached, output))
+
+    def _refused_by(self, worker: Worker) -> None:
+        gateway, status = self.gateway, self.status
+        if status >= 500:
+            gateway.workers.failed(worker, unreachable=False)
+        else:
+            gateway.workers.succeeded(worker)
+        retryable = status in gateway.retry_statuses
+        gateway.step(
+            ev.Failed(gateway.now_us(), self.request.rid, retryable, f"the worker answered {status}")
+        )
+
+    def _ended(self, result: str) -> None:
+        self.live = False
+        self.progress = 0
+        self.figures.ended(result)
+        self.gateway.forget(self)

@@ -1,0 +1,250 @@
+"""Figures for Prometheus. Counting is a few additions; text is made when somebody asks for it.
+
+Labels are bounded: the first ``clients`` names get series of their own, the rest share ``other``.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+    from fairlead.gateway.app import Gateway
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5)
+DECISION_SECONDS = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 0.02)
+STAGES = ("identify", "parse", "keys", "decide")
+OTHER = "other"
+
+
+class Histogram:
+    """Counts by bucket. ``bounds`` ascend, in the unit of what is observed."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count ``value``."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return the cumulative counts as Prometheus writes them."""
+        total = 0
+        out = []
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            total += count
+            out.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
+        return out
+
+
+class ClientFigures:
+    """What is counted for one client, or for all that share a label."""
+
+    __slots__ = ("first_token", "output_tokens", "per_token", "prompt_tokens", "results", "wait")
+
+    def __init__(self) -> None:
+        self.results: dict[str, int] = {}
+        """Requests by how they ended: ``ok``, ``error``, ``cancelled``, or why they were refused."""
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.wait = Histogram(SECONDS)
+        self.first_token = Histogram(SECONDS)
+        self.per_token = Histogram(TOKEN_SECONDS)
+
+    def ended(self, result: str) -> None:
+        """Count one end."""
+        self.results[result] = self.results.get(result, 0) + 1
+
+
+class Metrics:
+    """All that the gateway counts itself; the rest is read from the dispatcher when asked for."""
+
+    def __init__(self, clients: int) -> None:
+        self._most = clients
+        self.clients: dict[str, ClientFigures] = {}
+        self.other = ClientFigures()
+        self.stages = {stage: Histogram(DECISION_SECONDS) for stage in STAGES}
+        self.loop_delay = Histogram((0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0))
+        self.refused: dict[str, int] = {}
+        """Requests refused before they had a client: bad bodies, unknown keys."""
+
+    def client(self, name: str) -> ClientFigures:
+        """Return the figures that ``name`` is counted under."""
+        found = self.clients.get(name)
+        if found is None:
+            if len(self.clients) >= self._most:
+                return self.other
+            found = self.clients[name] = ClientFigures()
+        return found
+
+    def refuse(self, reason: str) -> None:
+        """Count a request refused at the door."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+
+class Exposition:
+    """A Prometheus collector over one gateway."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+
+    def render(self) -> bytes:
+        """Return the exposition text."""
+        # Only whoever is scraped pays for the library.
+        from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return generate_latest(registry)
+
+    def collect(self) -> Iterator["Metric"]:
+        """Give every family."""
+        from prometheus_client import core  # noqa: PLC0415
+
+        yield from self._of_clients(core)
+        yield from self._of_books(core)
+        yield from self._of_workers(core)
+        yield from self._of_itself(core)
+
+    def _of_clients(self, core: Any) -> Iterator["Metric"]:
+        metrics = self._gateway.metrics
+        requests = core.CounterMetricFamily(
+            "fairlead_requests", "Requests ended, by how.", labels=["client", "result"]
+        )
+        prompts = core.CounterMetricFamily(
+            "fairlead_prompt_tokens", "Prompt tokens served.", labels=["client"]
+        )
+        outputs = core.CounterMetricFamily(
+            "fairlead_output_tokens", "Output tokens served.", labels=["client"]
+        )
+        wait = core.HistogramMetricFamily(
+            "fairlead_queue_wait_seconds", "Arrival to dispatch.", labels=["client"]
+        )
+        first = core.HistogramMetricFamily(
+            "fairlead_ttft_seconds", "Arrival to first token.", labels=["client"]
+        )
+        each = core.HistogramMetricFamily(
+            "fairlead_tpot_seconds", "Time per output token.", labels=["client"]
+        )
+        for name, figures in [*metrics.clients.items(), (OTHER, metrics.other)]:
+            if not figures.results and figures is metrics.other:
+                continue
+            for result, count in figures.results.items():
+                requests.add_metric([name, result], count)
+            prompts.add_metric([name], figures.prompt_tokens)
+            outputs.add_metric([name], figures.output_tokens)
+            for family, histogram in (
+                (wait, figures.wait),
+                (first, figures.first_token),
+                (each, figures.per_token),
+            ):
+                family.add_metric([name], histogram.buckets(), histogram.sum)
+        yield from (requests, prompts, outputs, wait, first, each)
+
+    def _of_books(self, core: Any) -> Iterator["Metric"]:
+        dispatcher, metrics = self._gateway.dispatcher, self._gateway.metrics
+        service = core.CounterMetricFamily(
+            "fairlead_service", "Service delivered, in units.", labels=["client"]
+        )
+        outstanding = core.GaugeMetricFamily(
+            "fairlead_service_outstanding",
+            "Prompt work admitted and not settled, in units.",
+            labels=["client"],
+        )
+        credit = core.GaugeMetricFamily(
+            "fairlead_client_credit", "Deficit (DLPM) or minus counter (VTC).", labels=["client", "worker"]
+        )
+        queued = core.GaugeMetricFamily("fairlead_queued", "Requests waiting here.", labels=["client"])
+        shared = [0, 0, 0]
+        slots = [(s, w) for w, s in dispatcher.fleet.slots.items()]
+        accounts = dispatcher.ledger.accounts
+        for name in metrics.clients:
+            account = accounts.get(name)
+            waiting = dispatcher.shares.count(name)
+            queued.add_metric([name], waiting)
+            shared[2] -= waiting
+            if account is None:
+                continue
+            service.add_metric([name], account.delivered)
+            outstanding.add_metric([name], account.outstanding)
+            shared[0] -= account.delivered
+            shared[1] -= account.outstanding
+            credits_ = [(w, dispatcher.ordering.credit(s, name)) for s, w in slots]
+            if len({value for _, value in credits_}) == 1:
+                credits_ = [("all", credits_[0][1])]
+            for worker, value in credits_:
+                credit.add_metric([name, worker], value)
+        shared[0] += sum(a.delivered for a in accounts.values())
+        shared[1] += sum(a.outstanding for a in accounts.values())
+        shared[2] += dispatcher.queued
+        for family, rest in zip((service, outstanding, queued), shared, strict=True):
+            family.add_metric([OTHER], rest)
+        yield from (service, outstanding, credit, queued)
+
+    def _of_workers(self, core: Any) -> Iterator["Metric"]:
+        gateway = self._gateway
+        fleet = gateway.dispatcher.fleet
+        tables: list[tuple[str, str, Sequence[Any]]] = [
+            ("fairlead_worker_running", "Requests sent and not ended.", fleet.running),
+            ("fairlead_worker_queued", "Requests waiting here for it.", fleet.queued),
+            ("fairlead_worker_sequences", "Credit: most requests in its batch.", fleet.sequences),
+            ("fairlead_worker_kv_tokens", "Credit: KV tokens.", fleet.kv_tokens),
+            ("fairlead_worker_kv_used_tokens", "KV tokens of assigned requests.", fleet.kv_used),
+            ("fairlead_worker_pending_prefill_tokens", "Extend tokens not yet computed.", fleet.pending),
+            ("fairlead_worker_hit_rate_predicted", "Recent share of prompt tokens.", fleet.hit_rate),
+            ("fairlead_worker_engine_running", "As the engine reports.", fleet.engine_running),
+            ("fairlead_worker_engine_waiting", "As the engine reports.", fleet.engine_waiting),
+        ]
+        for name, text, column in tables:
+            family = core.GaugeMetricFamily(name, text, labels=["worker"])
+            for worker, slot in fleet.slots.items():
+                family.add_metric([worker], column[slot])
+            yield family
+        up = core.GaugeMetricFamily("fairlead_worker_up", "Whether it takes requests.", labels=["worker"])
+        real = core.GaugeMetricFamily(
+            "fairlead_worker_hit_rate_real", "Recent share, by the engine's usage.", labels=["worker"]
+        )
+        exact = core.GaugeMetricFamily(
+            "fairlead_worker_kv_exact", "Whether its cache is known by events.", labels=["worker"]
+        )
+        failures = core.CounterMetricFamily(
+            "fairlead_worker_failures", "Requests that failed on it.", labels=["worker"]
+        )
+        stale = core.CounterMetricFamily(
+            "fairlead_worker_stale_retries", "Requests sent again on a new connection.", labels=["worker"]
+        )
+        for engine in gateway.workers:
+            up.add_metric([engine.id], engine.up)
+            exact.add_metric([engine.id], engine.exact)
+            failures.add_metric([engine.id], engine.failed)
+            stale.add_metric([engine.id], engine.pool.stale_retries)
+            if engine.reported_prompt_tokens:
+                real.add_metric([engine.id], engine.reported_cached_tokens / engine.reported_prompt_tokens)
+        yield from (up, real, exact, failures, stale)
+
+    def _of_itself(self, core: Any) -> Iterator["Metric"]:
+        gateway = self._gateway
+        stages = core.HistogramMetricFamily(
+            "fairlead_decision_seconds", "Time per stage of taking in a request.", labels=["stage"]
+        )
+        for stage, histogram in gateway.metrics.stages.items():
+            stages.add_metric([stage], histogram.buckets(), histogram.sum)
+        delay = core.HistogramMetricFamily("fairlead_event_loop_delay_seconds", "How late a timer fires.")
+        delay.add_metric([], gateway.metrics.loop_delay.buckets(), gateway.metrics.loop_delay.sum)
+        refused = core.CounterMetricFamily(
+            "fairlead_refused", "Requests refused at the door.", labels=["reason"]
+        )
+        for reason, count in gateway.metrics.refused.items():
+            refused.add_metric([reason], count)
+        retries = core.CounterMetricFamily("fairlead_retries", "Requests tried on another worker.")
+        retries.add_metric([], gateway.dispatcher.retries)
+        connections = core.GaugeMetricFamily("fairlead_connections", "Open client connections.")
+        connections.add_metric([], len(gateway.server.connections))
+        yield from (stages, delay, refused, retries, connections)

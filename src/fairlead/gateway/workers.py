@@ -1,0 +1,265 @@
+"""The engines behind the gateway: health, circuit breaker, limits, load, KV-cache events.
+
+Each worker has one task that looks at it now and then and tells the dispatcher what changed. None
+of this touches the counts of requests in flight: those are the dispatcher's own.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from fairlead.config import Config
+from fairlead.core import events as ev
+from fairlead.core.model import Limits
+from fairlead.gateway import engines
+from fairlead.http.client import ClientTimeouts, Pool, UpstreamError
+
+if TYPE_CHECKING:
+    from fairlead.gateway.kv_events import KvEvents
+
+log = logging.getLogger("fairlead.workers")
+
+Emit = Callable[[ev.Event], None]
+
+_DEFAULT_KV_TOKENS = Limits().kv_tokens
+
+
+class Worker:
+    """One engine: its address, connections, and what is known of it."""
+
+    def __init__(self, url: str, config: Config) -> None:
+        self.id = url.rstrip("/")
+        timeouts = ClientTimeouts(
+            config.connect_timeout_secs, config.request_timeout_secs, config.stream_timeout_secs
+        )
+        self.pool = Pool(url, timeouts)
+        self.headers: tuple[tuple[bytes, bytes], ...] = ()
+        """Fields that every request to it carries: the engine's own key."""
+        if config.worker_api_key:
+            self.headers = ((b"authorization", b"Bearer " + config.worker_api_key.encode()),)
+        self.up = False
+        self.checked = False
+        """Whether a health check was answered, well or not."""
+        self.failed_checks = 0
+        self.failures = 0
+        """Failed requests in a row."""
+        self.failed = 0
+        """Failed requests in all."""
+        self.closed_until = 0.0
+        """The circuit breaker keeps it out until then, in the loop's seconds."""
+        self.look = asyncio.Event()
+        """Set to have it checked at once."""
+        self.capacity = engines.Capacity(engines.UNKNOWN)
+        self.credit = engines.SequenceCredit(config.worker_sequences)
+        self.limits = Limits(config.worker_sequences, config.worker_kv_tokens or _DEFAULT_KV_TOKENS)
+        self.models: list[engines.Model] = []
+        self.kv: KvEvents | None = None
+        self.kv_task: asyncio.Task[None] | None = None
+        self.reported_prompt_tokens = 0.0
+        self.reported_cached_tokens = 0.0
+        """Of recent requests, by the engines' usage; older ones fade."""
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.id} {'up' if self.up else 'down'}>"
+
+    @property
+    def exact(self) -> bool:
+        """Whether its cache is known by events."""
+        return self.kv is not None and self.kv.exact
+
+    def count_hit(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """Note what the engine reported of one prompt."""
+        self.reported_prompt_tokens = self.reported_prompt_tokens * 0.98 + prompt_tokens
+        self.reported_cached_tokens = self.reported_cached_tokens * 0.98 + cached_tokens
+
+
+class Workers:
+    """All engines. ``emit`` takes events to the dispatcher; ``now_us`` is the clock of events.
+
+    ``running`` tells how many requests a worker has by our books. ``follow`` makes the KV-event
+    follower of a worker, or None where its events cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        emit: Emit,
+        now_us: Callable[[], int],
+        running: Callable[[str], int],
+        follow: "Callable[[Worker, bytes], KvEvents | None] | None" = None,
+    ) -> None:
+        self._config = config
+        self._emit = emit
+        self._now_us = now_us
+        self._running = running
+        self._follow = follow
+        self._by_id: dict[str, Worker] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._warned = False
+        self.served: frozenset[str] = frozenset()
+        """Names of the models that workers serve; empty until they said."""
+        self.adapters: dict[str, str] = {}
+        """LoRA adapters that workers serve, and their base models."""
+        for url in config.worker_urls:
+            worker = Worker(url, config)
+            self._by_id[worker.id] = worker
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._by_id.values())
+
+    def __getitem__(self, worker_id: str) -> Worker:
+        return self._by_id[worker_id]
+
+    @property
+    def ready(self) -> int:
+        """How many take requests."""
+        return sum(worker.up for worker in self)
+
+    def models(self) -> dict[str, engines.Model]:
+        """Return the models of all workers by name."""
+        return {model.id: model for worker in self for model in worker.models}
+
+    async def start(self) -> None:
+        """Check every worker once, then keep looking."""
+        await asyncio.gather(*(self._check(worker) for worker in self))
+        for worker in self:
+            self._tasks.append(asyncio.create_task(self._watch(worker)))
+
+    async def close(self) -> None:
+        """Stop looking and close all connections."""
+        tasks = [*self._tasks, *(w.kv_task for w in self if w.kv_task is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for worker in self:
+            await worker.pool.close()
+
+    def failed(self, worker: Worker, *, unreachable: bool) -> None:
+        """A request failed on the worker; after enough in a row the circuit opens."""
+        worker.failed += 1
+        worker.failures += 1
+        if unreachable:
+            worker.look.set()
+        if worker.up and worker.failures >= self._config.cb_failure_threshold:
+            worker.closed_until = asyncio.get_running_loop().time() + self._config.cb_timeout_secs
+            self._take_down(worker, f"{worker.failures} failures in a row", forget_cache=False)
+
+    def succeeded(self, worker: Worker) -> None:
+        """A request was answered: the row of failures ends."""
+        worker.failures = 0
+
+    def _take_down(self, worker: Worker, reason: str, *, forget_cache: bool) -> None:
+        worker.up = False
+        log.warning("worker %s is out: %s", worker.id, reason)
+        self._emit(ev.WorkerDown(self._now_us(), worker.id, reason, forget_cache))
+
+    async def _watch(self, worker: Worker) -> None:
+        config = self._config
+        loop = asyncio.get_running_loop()
+        next_check = loop.time() + config.health_interval_secs
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(worker.look.wait(), config.load_interval_secs)
+            try:
+                if worker.look.is_set() or loop.time() >= next_check:
+                    worker.look.clear()
+                    await self._check(worker)
+                    next_check = loop.time() + config.health_interval_secs
+                if worker.up:
+                    await self._read_load(worker)
+            except Exception:  # one odd answer must not end the watch
+                log.exception("looking at worker %s failed", worker.id)
+
+    async def _check(self, worker: Worker) -> None:
+        """Ask for the worker's health and act on a change."""
+        config = self._config
+        reason, gone = "", False
+        try:
+            healthy = await engines.healthy(worker.pool, worker.headers, config.health_timeout_secs)
+            reason = "" if healthy else "its health check failed"
+        except UpstreamError as error:
+            reason, gone = str(error), error.kind == "connect"
+        worker.checked = True
+        if not reason:
+            worker.failed_checks = 0
+            if not worker.up and asyncio.get_running_loop().time() >= worker.closed_until:
+                await self._bring_up(worker)
+            return
+        worker.failed_checks += 1
+        if worker.up and (gone or worker.failed_checks >= config.health_failures):
+            self._take_down(worker, reason, forget_cache=True)
+        elif worker.failed_checks == 1 and not worker.up:
+            log.warning("worker %s is not ready: %s", worker.id, reason)
+
+    async def _bring_up(self, worker: Worker) -> None:
+        timeout = self._config.health_timeout_secs
+        worker.capacity = await engines.capacity(worker.pool, worker.headers, timeout)
+        worker.models = await engines.models(worker.pool, worker.headers, timeout) or worker.models
+        worker.limits = self._limits(worker)
+        # A worker that just failed a row of requests has to prove itself: one more failure is enough.
+        worker.failures = min(worker.failures, self._config.cb_failure_threshold - 1)
+        worker.up = True
+        log.info(
+            "worker %s is up: %s, %d sequences, %d KV tokens, models %s",
+            worker.id,
+            worker.capacity.kind,
+            worker.limits.sequences,
+            worker.limits.kv_tokens,
+            ", ".join(model.id for model in worker.models) or "unknown",
+        )
+        self._emit(ev.WorkerUp(self._now_us(), worker.id, worker.limits))
+        self._compare_models()
+        if worker.kv is not None:
+            worker.kv.resync()
+        elif self._follow is not None:
+            await self._follow_kv(worker)
+
+    def _limits(self, worker: Worker) -> Limits:
+        config, capacity = self._config, worker.capacity
+        ceiling = min(config.worker_sequences, capacity.sequences or config.worker_sequences)
+        worker.credit = engines.SequenceCredit(ceiling)
+        kv_tokens = config.worker_kv_tokens or capacity.kv_tokens or _DEFAULT_KV_TOKENS
+        return Limits(ceiling, kv_tokens, config.worker_queue)
+
+    def _compare_models(self) -> None:
+        self.served = frozenset(self.models()) if all(w.models for w in self if w.up) else frozenset()
+        self.adapters.update({m.id: m.parent for m in self.models().values() if m.parent})
+        lists = {tuple(sorted(m.id for m in worker.models)) for worker in self if worker.models}
+        if len(lists) > 1 and not self._warned:
+            self._warned = True
+            log.warning("workers serve different models; requests are routed as if all served all of them")
+
+    async def _read_load(self, worker: Worker) -> None:
+        load = await engines.load(
+            worker.capacity.kind, worker.pool, worker.headers, self._config.health_timeout_secs
+        )
+        if load is None or not worker.up:
+            return
+        sequences = worker.credit.read(load, self._running(worker.id))
+        changed = sequences != worker.limits.sequences
+        if changed:
+            worker.limits = worker.limits._replace(sequences=sequences)
+        self._emit(
+            ev.WorkerChanged(
+                self._now_us(), worker.id, worker.limits if changed else None, load.running, load.waiting
+            )
+        )
+
+    async def _follow_kv(self, worker: Worker) -> None:
+        """Subscribe to the worker's KV-cache events; without them its cache stays a guess."""
+        try:
+            status, _, body = await worker.pool.fetch(
+                b"GET", b"/kv_event_sources", worker.headers, timeout=self._config.health_timeout_secs
+            )
+        except UpstreamError as error:
+            status, body = 0, str(error).encode()
+        if status != 200 or self._follow is None:
+            log.warning(
+                "worker %s offers no KV-cache events; its cache is guessed from what was sent", worker.id
+            )
+            return
+        worker.kv = self._follow(worker, body)
+        if worker.kv is not None:
+            worker.kv_task = asyncio.create_task(worker.kv.run())
