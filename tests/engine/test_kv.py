@@ -4,64 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.engine.kv import KVPool
+from tests.engine.naive import NaivePool
 
 
 def chain_of(path: list[int]) -> list[int]:
     """Chained keys of a path of block contents: equal keys mean equal prefixes."""
     return [hash((tuple(path[: i + 1]), "k")) & (2**60 - 1) for i in range(len(path))]
-
-
-class NaivePool:
-    """Who uses which cached block, and when each became idle; every question by full search."""
-
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
-        self.users: dict[int, set[int]] = {}
-        self.idle_since: dict[int, int] = {}
-        self.private = 0
-        self.clock = 0
-
-    def match(self, chain: list[int]) -> int:
-        count = 0
-        while count < len(chain) and chain[count] in self.users:
-            count += 1
-        return count
-
-    def available(self) -> int:
-        return self.blocks - self.private - sum(1 for users in self.users.values() if users)
-
-    def allocate(self, count: int) -> list[int]:
-        self.private += count
-        evicted = []
-        while self.private + len(self.users) > self.blocks:
-            oldest = min(
-                (key for key, users in self.users.items() if not users), key=self.idle_since.__getitem__
-            )
-            del self.users[oldest]
-            evicted.append(oldest)
-        return evicted
-
-    def publish(self, who: int, keys: list[int]) -> list[int]:
-        new = [key for key in keys if key not in self.users]
-        for key in keys:
-            self.users.setdefault(key, set()).add(who)
-            self.private -= 1
-        return new
-
-    def release(self, who: int, private: int) -> None:
-        self.private -= private
-        mine = [key for key, users in self.users.items() if who in users]
-        self.users = {key: users - {who} for key, users in self.users.items()}
-        for key in mine:
-            if not self.users[key]:
-                self.idle_since[key] = self.clock
-
-    def touch_order(self, chain: list[int]) -> None:
-        """Within one release the last block becomes idle first."""
-        for key in reversed(chain):
-            self.clock += 1
-            if not self.users[key]:
-                self.idle_since[key] = self.clock
 
 
 PATHS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=30)
@@ -94,8 +42,7 @@ def test_pool_equals_the_naive_model(blocks, paths, data):
             leaver = data.draw(st.sampled_from(sorted(held)))
             chain, filled, private = held.pop(leaver)
             pool.release(chain, filled, private)
-            naive.release(leaver, private)
-            naive.touch_order(chain[:filled])
+            naive.release(leaver, chain[:filled], private)
             pool.check()
     assert pool.used == naive.blocks - naive.available()
 

@@ -14,6 +14,7 @@ from fairlead.core.ordering import OrderingContext, make_ordering
 from fairlead.engine.model import Engine, StepResult, TooLongError
 from fairlead.engine.profiles import PROFILES
 from fairlead.engine.steptime import Work
+from tests.engine.naive import NaiveEngine
 
 PROFILE = PROFILES["llama-3.1-8b-h100"]
 BLOCK = 4
@@ -226,6 +227,39 @@ def test_the_bill_is_the_work_done(drawn, seqs, budget):
         decoding |= set(result.first)
     assert bill.output == tokens
     assert bill.extend.total() == computed - resumes
+
+
+@given(drawn=JOBS, blocks=st.integers(16, 40), seqs=st.integers(1, 6), budget=st.integers(6, 40))
+def test_steps_equal_those_of_the_naive_engine(drawn, blocks, seqs, budget):
+    """Not touching a sequence between its events changes nothing, block by block and step by step."""
+    engine = engine_of(blocks, seqs, budget)
+    naive = NaiveEngine(PROFILE, blocks, BLOCK, seqs, budget)
+    jobs = jobs_of(drawn)
+    arrivals = list(accumulate(d.gap for d in drawn))
+    for step in range(5_000):
+        for each in jobs:
+            if arrivals[each.rid] == step:
+                each.submit(engine)
+                keys = keys_of(each.prompt)
+                request = Request(each.rid, each.client, len(each.prompt), keys, BLOCK)
+                naive.submit(request, len(each.output), keys_of(each.prompt + each.output)[len(keys) :])
+        result, expected = engine.step(0), naive.step()
+        if result is None or expected is None:
+            assert result is expected
+            if step > arrivals[-1]:
+                break
+            continue
+        assert {
+            "duration_us": result.duration_us,
+            "work": result.work,
+            "tokens": sorted(result.tokens),
+            "finished": result.finished,
+            "admitted": [(a.rid, a.cached_tokens) for a in result.admitted],
+            "preempted": result.preempted,
+            "evicted": result.evicted,
+            "stored": [(s.rid, s.start, s.keys) for s in result.stored],
+        } == expected
+    assert not engine.load.running
 
 
 @given(drawn=JOBS, seqs=st.integers(1, 6), budget=st.integers(6, 40))

@@ -144,6 +144,10 @@ class _Sequence:
         return self.item.client
 
 
+def _by_admission(seq: _Sequence) -> int:
+    return seq.admitted
+
+
 class _Step:
     """What one step gathers on its way to a ``StepResult``."""
 
@@ -354,7 +358,7 @@ class Engine:
         """Give a block to each sequence whose last one is full, the earliest admitted first."""
         full = [seq for seq in self._full if seq.state == _DECODE]
         self._full.clear()
-        full.sort(key=lambda seq: seq.admitted)
+        full.sort(key=_by_admission)
         for seq in full:
             while seq.state == _DECODE and not self.pool.available:
                 self._preempt(next(reversed(self._batch.values())), step)
@@ -374,9 +378,9 @@ class Engine:
         for client, count in self._decoding_clients.items():
             self.ordering.decoded(0, client, count)
         self._number += 1
-        for seq in self._due.pop(self._number, ()):
-            if seq.due != self._number:
-                continue  # preempted or cancelled since
+        due = [seq for seq in self._due.pop(self._number, ()) if seq.due == self._number]
+        due.sort(key=_by_admission)  # the others were preempted or cancelled since
+        for seq in due:
             self._settle(seq)
             self._publish(seq, step)
             if seq.output == seq.output_tokens:
