@@ -12,9 +12,13 @@ import random
 import sys
 from pathlib import Path
 
-import torch
+import torch  # type: ignore[import-not-found]  # in .venv-engines only
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (  # type: ignore[import-not-found]
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL = ["<|begin|>", "<|end|>", "<|start_header|>", "<|end_header|>", "<|turn_end|>", "<|pad|>"]
 CONTEXT = 8192

@@ -170,7 +170,8 @@ def lock() -> None:
     if not PYTHON.exists():
         make_venv()
     report = VENV / "report.json"
-    options = ["install", "--dry-run", "--ignore-installed", "--report", report, "--requirement", WANTED]
+    options: list[str | Path] = ["install", "--dry-run", "--ignore-installed"]
+    options += ["--report", report, "--requirement", WANTED]
     remedy = "Do the versions in requirements/engines.in still exist?"
     try:
         pip(*options, remedy=remedy)

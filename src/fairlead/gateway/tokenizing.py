@@ -11,20 +11,20 @@ along, is looked for in normalised text, or may overlap with another one: those 
 tokenizer for which a trial shows a difference none the less is used without cuts.
 """
 
+import asyncio
 import re
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
 from xxhash import xxh3_64_intdigest
 
-from fairlead.core.keys import Digest, seed_key, token_keys
-from fairlead.gateway.prompt import Prompt, canonical
-from fairlead.gateway.wire import Asked, ChatAsked, CompletionAsked, Message
+from fairlead.core.keys import Digest, token_keys
+from fairlead.core.model import BlockKey
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,16 +35,19 @@ INLINE_CHARS = 2_000
 """As many new characters are tokenised at once, in about a millisecond; more belong in a thread."""
 
 _HINT = "install it with: pip install 'fairlead[tokenizer]'"
-_BYTES_A_TOKEN = 4  # of a prompt that cannot be told, until the engine counts it
-_READ_BY_TEMPLATES = (
-    "add_generation_prompt", "chat_template", "continue_final_message", "documents", "mm_processor_kwargs",
-    "reasoning_effort", "truncate_prompt_tokens",
-)  # fmt: skip
 _TRIAL = " Trial  of\n\n cuts: "
 
 
 class TokenizerError(ValueError):
     """The folder or the installation does not give a tokenizer. The text says why and what to do."""
+
+
+class TokenPrompt(NamedTuple):
+    """A prompt, counted and named."""
+
+    tokens: int
+    keys: list[BlockKey]
+    """Of the full blocks that an engine could reuse."""
 
 
 class UnknownPromptError(ValueError):
@@ -99,17 +102,12 @@ class TokenCache:
         return len(self._pieces)
 
 
-class TokenPrompts:
-    """Keys of the engine's own token blocks: a ``PromptKeys`` for one model and its adapters.
+class PromptTokenizer:
+    """Tokenises prompts for one model. Used from one event loop.
 
-    ``template`` may be None for a model without a chat form. ``adapters`` maps the names under which
-    LoRA adapters are served to that of their base model. ``keys`` may be called from any thread; long
-    texts belong in one that is not the event loop's, and the tokenizer lets go of the interpreter
-    meanwhile. Short prompts, and long ones of which little is new, are done at once by ``keys_now``.
+    ``template`` may be None for a model without a chat form. ``threads`` work on long texts; the
+    tokenizer lets go of the interpreter meanwhile.
     """
-
-    exact = True
-    threaded = True
 
     def __init__(
         self,
@@ -119,48 +117,73 @@ class TokenPrompts:
         block_tokens: int = 16,
         digest: Digest = xxh3_64_intdigest,
         cache_chars: int = 32_000_000,
-        adapters: Mapping[str, str] | None = None,
+        threads: int = 2,
     ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.block_tokens = block_tokens
         self.digest = digest
         """KV-cache events must be read with the same, or nothing would match."""
-        self.adapters = dict(adapters or {})
         self.cache = TokenCache(cache_chars)
-        self.unknown = 0
-        """Requests whose prompt could not be told."""
-        self.unknown_reason = ""
-        """Of the last one."""
         self._tokenizer = tokenizer
         self._template = template
         self._around = _added_around(tokenizer)
         self._cuts = _pattern(safe_cuts(tokenizer))
         if self._cuts is not None and not self._cuts_agree():
             self._cuts = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
 
-    def keys(self, kind: str, asked: Asked) -> Prompt:
-        """Return the prompt's keys, whatever it takes. A prompt that cannot be told has none."""
-        try:
-            return self._prompt(*self._text(kind, asked), asked)
-        except UnknownPromptError as error:
-            return self._untold(asked, str(error))
+    async def chat(self, body: Mapping[str, Any], seed: int) -> TokenPrompt:
+        """Return the prompt of a chat completion's body. Raises ``UnknownPromptError``."""
+        return await _whenever(self.start_chat(body, seed))
 
-    def keys_now(self, kind: str, asked: Asked) -> Prompt | None:
-        """Return the prompt's keys if that takes about a millisecond.
+    async def completion(self, body: Mapping[str, Any], seed: int) -> TokenPrompt:
+        """Return the prompt of a plain completion's body. Raises ``UnknownPromptError``."""
+        return await _whenever(self.start_completion(body, seed))
 
-        None if it takes longer: then call ``keys``, in a thread.
+    def start_chat(self, body: Mapping[str, Any], seed: int) -> TokenPrompt | Awaitable[TokenPrompt]:
+        """Return the prompt of a chat completion's body, or an awaitable of it if much of it is new.
+
+        Raises ``UnknownPromptError``, before or when awaited.
         """
-        try:
-            text, special = self._text(kind, asked)
-            if isinstance(text, str) and self._new_chars(text, special=special) > INLINE_CHARS:
-                return None
-            return self._prompt(text, special, asked)
-        except UnknownPromptError as error:
-            return self._untold(asked, str(error))
+        if self._template is None:
+            raise UnknownPromptError("the model's folder has no chat template")
+        return self._start(self._template.render(body), bool(body.get("add_special_tokens")), seed)
 
-    def learn(self, model: str, prompt: Prompt, prompt_tokens: int) -> None:
-        """Ignore: there is nothing to learn about counts that are exact."""
+    def start_completion(self, body: Mapping[str, Any], seed: int) -> TokenPrompt | Awaitable[TokenPrompt]:
+        """Return the prompt of a plain completion's body, or an awaitable of it if much of it is new.
+
+        Raises ``UnknownPromptError``, before or when awaited.
+        """
+        for name in ("truncate_prompt_tokens", "prompt_embeds"):
+            if body.get(name) is not None:
+                raise UnknownPromptError(f"'{name}' is not followed")
+        prompt = body.get("prompt")
+        if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            special = body.get("add_special_tokens")
+            return self._start(prompt, special is None or bool(special), seed)
+        if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+            return self._named(prompt, seed)
+        raise UnknownPromptError("several prompts in one request, or none")
+
+    def _start(self, text: str, special: bool, seed: int) -> TokenPrompt | Awaitable[TokenPrompt]:
+        if self._new_chars(text, special=special) <= INLINE_CHARS:
+            return self._named(self.encode(text, special=special), seed)
+        return asyncio.get_running_loop().run_in_executor(
+            self._pool, lambda: self._named(self.encode(text, special=special), seed)
+        )
+
+    def _named(self, tokens: Sequence[int], seed: int) -> TokenPrompt:
+        # An engine computes at least the last token, and reuses whole blocks only: one that ends with
+        # the prompt is never a hit.
+        reusable = tokens if len(tokens) % self.block_tokens else tokens[:-1]
+        try:
+            keys = token_keys(reusable, self.block_tokens, seed, self.digest)
+        except OverflowError:
+            raise UnknownPromptError("a token id that no model has") from None
+        return TokenPrompt(len(tokens), keys)
 
     def encode(self, text: str, *, special: bool) -> "array[int]":
         """Return the tokens of ``text``; with ``special``, those that the tokenizer puts around it too."""
@@ -178,42 +201,6 @@ class TokenPrompts:
             out.extend(made[piece] if piece in made else known[piece] or ())
         out.extend(array("I", after))
         return out
-
-    def _text(self, kind: str, asked: Asked) -> tuple[str | list[int], bool]:
-        """Return the text to tokenise, or tokens, and whether the tokenizer adds its own around it."""
-        special = getattr(asked, "add_special_tokens", None)
-        if isinstance(asked, ChatAsked):
-            if self._template is None:
-                raise UnknownPromptError("the model's folder has no chat template")
-            return self._template.render(_body(asked)), bool(special)
-        if not isinstance(asked, CompletionAsked):
-            raise UnknownPromptError(f"no tokens are made for a request of kind '{kind}'")
-        if getattr(asked, "truncate_prompt_tokens", None) is not None:
-            raise UnknownPromptError("'truncate_prompt_tokens' is not followed")
-        prompt = asked.prompt
-        if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
-            prompt = prompt[0]
-        if isinstance(prompt, str):
-            return prompt, special is None or bool(special)
-        if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
-            return prompt, False
-        raise UnknownPromptError("several prompts in one request, or none")
-
-    def _prompt(self, text: str | list[int], special: bool, asked: Asked) -> Prompt:
-        tokens: Sequence[int] = self.encode(text, special=special) if isinstance(text, str) else text
-        base = self.adapters.get(asked.model)
-        lora = asked.model if base is not None else ""
-        seed = seed_key(asked.model if base is None else base, lora, asked.cache_salt or "")
-        try:
-            keys = token_keys(tokens, self.block_tokens, seed, self.digest)
-        except OverflowError:
-            raise UnknownPromptError("a token id that no model has") from None
-        return Prompt(keys, len(tokens), float(self.block_tokens))
-
-    def _untold(self, asked: Asked, reason: str) -> Prompt:
-        self.unknown += 1
-        self.unknown_reason = reason
-        return Prompt([], max(1, len(canonical(asked)) // _BYTES_A_TOKEN), float(self.block_tokens))
 
     def _pieces(self, text: str) -> list[str]:
         """Cut ``text`` in front of each special token where that is safe."""
@@ -248,27 +235,14 @@ class TokenPrompts:
         return whole == array("I", (token for part in parts for token in part))
 
 
-def _body(asked: ChatAsked) -> dict[str, Any]:
-    """Return what a chat template reads of a request. Fields that the struct does not have are not set."""
-    body = {name: getattr(asked, name, None) for name in _READ_BY_TEMPLATES}
-    body["messages"] = [_message(one) for one in asked.messages]
-    for name in ("tools", "chat_template_kwargs"):
-        raw = bytes(getattr(asked, name))
-        body[name] = msgspec.json.decode(raw) if raw else None
-    return body
+async def _whenever(found: TokenPrompt | Awaitable[TokenPrompt]) -> TokenPrompt:
+    return found if isinstance(found, TokenPrompt) else await found
 
 
-def _message(message: Message) -> dict[str, Any]:
-    fields = {name: getattr(message, name) for name in message.__struct_fields__}
-    raw = bytes(message.tool_calls)
-    fields["tool_calls"] = msgspec.json.decode(raw) if raw else None
-    return fields
+def load_tokenizer(folder: Path, **options: Any) -> PromptTokenizer:
+    """Make a ``PromptTokenizer`` from a model's folder (``tokenizer.json`` and the chat template).
 
-
-def load_prompts(folder: Path, **options: Any) -> TokenPrompts:
-    """Make a ``TokenPrompts`` from a model's folder (``tokenizer.json`` and the chat template).
-
-    Raises ``TokenizerError``. ``options`` are those of ``TokenPrompts``.
+    Raises ``TokenizerError``. ``options`` are those of ``PromptTokenizer``.
     """
     try:
         # An extra, so imported only where it is asked for.
@@ -288,7 +262,7 @@ def load_prompts(folder: Path, **options: Any) -> TokenPrompts:
         template = load_template(folder)
     except Exception as error:  # noqa: BLE001 - the library raises plain Exception for a malformed file
         raise TokenizerError(f"cannot read the tokenizer in {folder}: {error}") from None
-    return TokenPrompts(tokenizer, template, **options)
+    return PromptTokenizer(tokenizer, template, **options)
 
 
 def safe_cuts(tokenizer: "Tokenizer") -> list[str]:
