@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         print("fairlead demo: --seconds takes 1 to 600", file=sys.stderr)
         return 2
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
     try:
         phases = uvloop.run(_demo(args, console))
     except processes.DemoError as error:

@@ -16,6 +16,7 @@ from fairlead.demo.workload import CLIENTS
 from fairlead.http.client import Pool, UpstreamError
 
 PROFILE = "llama-3.1-8b-a100"
+SPEED = 2
 KV_TOKENS = 48_000
 BLOCK_TOKENS = 16
 ENGINES = 4
@@ -46,7 +47,7 @@ def free_ports(count: int) -> list[int]:
 async def engines(directory: Path) -> AsyncIterator[list[str]]:
     """Run fresh engines and yield their addresses; their caches are empty, as each phase must begin."""
     ports = free_ports(ENGINES)
-    size = ["--profile", PROFILE, "--kv-blocks", str(KV_TOKENS // BLOCK_TOKENS)]
+    size = ["--profile", PROFILE, "--speed", str(SPEED), "--kv-blocks", str(KV_TOKENS // BLOCK_TOKENS)]
     size += ["--block-size", str(BLOCK_TOKENS), "--model-name", MODEL]
     commands = [["engine", "--host", HOST, "--port", str(port), *size] for port in ports]
     async with contextlib.AsyncExitStack() as stack:

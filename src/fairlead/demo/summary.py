@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fairlead.demo.figures import Phase, percentile
-from fairlead.demo.processes import ENGINES, KV_TOKENS, PROFILE
+from fairlead.demo.processes import ENGINES, KV_TOKENS, PROFILE, SPEED
 from fairlead.demo.workload import CLIENTS
 
 
@@ -15,19 +15,18 @@ def summary(phases: list[Phase]) -> Table:
     """Return the table: clients and totals down, phases across."""
     table = Table(
         box=SIMPLE_HEAD,
-        title=f"{ENGINES} engines (model of {PROFILE}, {KV_TOKENS:,} KV tokens each), 3 clients over HTTP",
+        title=f"{ENGINES} engines (a model of {PROFILE} at {SPEED}x, {KV_TOKENS:,} KV tokens each), 3 clients",
         title_justify="left",
         title_style="bold",
-        caption="TTFT from the scheduled arrival; what was unanswered at the end counts with its wait so far",
+        caption="; ".join(f"{c.name}: {c.about}" for c in CLIENTS)
+        + ".\nTTFT from the scheduled arrival; what was unanswered at the end counts with its wait so far.",
         caption_justify="left",
     )
     table.add_column("")
     for phase in phases:
         table.add_column(f"{phase.title}\n{phase.order} + {phase.policy}", justify="right", min_width=22)
     for client in CLIENTS:
-        table.add_row(
-            Text(client.name, style="bold"), *([Text(client.about, style="dim")] + [""] * (len(phases) - 1))
-        )
+        table.add_row(Text(client.name, style="bold"))
         seen = [phase.clients[client.name] for phase in phases]
         table.add_row("  TTFT p50", *[_ms(percentile(s.ttft_ms, 0.5)) for s in seen])
         table.add_row("  TTFT p99", *[_ms(percentile(s.ttft_ms, 0.99)) for s in seen])

@@ -43,9 +43,9 @@ class Client(NamedTuple):
 
 
 CLIENTS = (
-    Client("assistant", "chat over 8 long system prompts", 5, 8, 5_000, 80, 40, 64),
-    Client("docs", "questions on 6 long documents", 4, 6, 6_000, 120, 60, 64),
-    Client("flood", "a batch job without manners", 32, 0, 0, 2_600, 90, 320),
+    Client("assistant", "chat over 8 long system prompts", 6, 8, 5_000, 80, 30, 64),
+    Client("docs", "questions on 6 long documents", 5, 6, 6_000, 120, 40, 64),
+    Client("flood", "a batch job without manners", 50, 0, 0, 2_600, 40, 320),
 )
 
 
