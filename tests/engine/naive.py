@@ -113,7 +113,8 @@ class NaiveEngine:
         work = Work(len(decodes), context, self.prefilled, self.area)
         if work == Work():
             return None
-        tokens, finished = [], []
+        tokens: list[int] = []
+        finished: list[int] = []
         for seq in decodes:
             seq.computed += 1
             self._publish(seq)
