@@ -7,8 +7,8 @@ as many steps as it crosses runs, however many blocks they have. Changes cost a 
 a hash a block: that is what keeps booking of a long prompt cheap.
 
 If two different prefixes share a key (a 60-bit collision, or keys that do not chain), one slot may
-come to hold a run twice. Answers about those prefixes are then wrong, and nothing breaks: every
-segment is released by the way it was held, and a bit that is already clear is passed over.
+come to hold a run twice. Answers about those prefixes are then wrong, and nothing breaks: a run
+stays for as long as a segment ends with it or below it, whatever its mask.
 
 Keys are kept in arrays: 8 bytes a block, and nothing for the garbage collector to visit.
 """
@@ -73,7 +73,7 @@ class HolderTree:
             node = child
         if mask:
             steps.append((at, mask))
-            steps.reverse()
+        steps.reverse()
         return steps
 
     def hold(self, node: Run, keys: Keys, bit: int) -> Run:
@@ -116,18 +116,18 @@ class HolderTree:
             assert above is not None
             size = len(node.keys)
             if size > count:
-                if node.mask == bit and not node.children:
+                if node.mask == bit and not node.children and not node.ends:
                     del node.keys[size - count :]
                     self.blocks -= count
                     node.ends += keep
                     return node
                 above = self.split(node, size - count)
-            if node.mask & bit:
-                node.mask ^= bit
-                if node.mask:
-                    self.compress(node)
-                else:
-                    self._remove(node)
+            node.mask &= ~bit
+            if node.mask or node.children or node.ends:
+                self.compress(node)
+            else:
+                del above.children[node.keys[0]]
+                self.blocks -= len(node.keys)
             count -= size
             node = above
         node.ends += keep
@@ -166,18 +166,10 @@ class HolderTree:
         if node.ends or parent is None or len(node.children) != 1:
             return
         (child,) = node.children.values()
-        if child.mask == node.mask and parent.children.get(node.keys[0]) is node:
+        if child.mask == node.mask:
             child.keys[:0] = node.keys
             child.parent = parent
             parent.children[child.keys[0]] = child
-
-    def _remove(self, node: Run) -> None:
-        """Take out a run that nobody holds."""
-        self.blocks -= len(node.keys)
-        parent = node.parent
-        assert parent is not None
-        if parent.children.get(node.keys[0]) is node:
-            del parent.children[node.keys[0]]
 
 
 def common(run: Keys, keys: Sequence[BlockKey], at: int) -> int:
