@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -99,18 +98,16 @@ class NaiveDlpm:
         return self.least_indebted(number, items, fits)
 
     def least_indebted(self, number: int, items: list[Waiting], fits: Fits) -> Waiting | None:
-        queue = self.queues[number]
+        clients = {item.client for item in items}
 
-        def debt(client: str) -> Fraction:
-            return Fraction(-self.credit(number, client), self.quantum(client))
+        def owed(client: str) -> int:
+            return -self.credit(number, client) // self.quantum(client)  # whole quanta
 
-        owed = math.floor(min(map(debt, queue.clients())))
-        if owed >= self.debt_limit:
-            for client in queue.clients():
-                self.charge(number, client, -(owed - self.debt_limit // 2) * self.quantum(client))
-        clients = sorted(queue.clients(), key=lambda client: (debt(client), queue.born[client]))
-        by_debt = [item for client in clients for item in items if item.client == client]
-        return choose(by_debt, fits, self.skip)
+        least = min(map(owed, clients))
+        if least >= self.debt_limit:
+            for client in clients:
+                self.charge(number, client, -(least - self.debt_limit // 2) * self.quantum(client))
+        return choose(sorted(items, key=lambda item: owed(item.client)), fits, self.skip)
 
 
 class NaiveVtc:

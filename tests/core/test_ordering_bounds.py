@@ -143,7 +143,7 @@ def test_invariant_4_fleet_bound(
     |W_f/w_f - W_g/w_g| <= 2Q + U_f/w_f + U_g/w_g, U_i = w_e * L_i + w_q * N * B * O_i. Only what is in
     flight depends on N; Q and the prompts count once. Clients backlogged elsewhere only, which make
     workers serve without credit, do not change it. Proof in docs/policies/ordering.md: with x = q_f/Q_f
-    - q_g/Q_g, f is admitted with x > -1 (by credit) or x >= 0 (as the least indebted), and only f's
+    - q_g/Q_g, f is only admitted while x > -1, by credit or as the least indebted, and only f's
     own service makes x smaller. Debt stays within the limit for everybody.
     """
     ordering = dlpm(costs, quantum, "fleet", debt_limit)

@@ -222,18 +222,20 @@ def test_dlpm_scope_worker_keeps_a_deficit_a_queue_and_fleet_one_for_all() -> No
 def test_fleet_serves_the_least_indebted_while_others_elsewhere_have_credit() -> None:
     """c has credit on worker 1, so worker 0 gets no refill; its least debt over weight goes.
 
-    a owes 60 at weight 1, b 90 at weight 2: b is the less indebted.
+    a owes 160 at weight 1, which is one quantum and more; b 190 at weight 2, which is less than one.
     """
     bench = Bench(make("dlpm", quantum=100, scope="fleet"), workers=2)
     bench.ordering.set_weight("b", 2)
     bench.push("c", 1, number=1)
     assert bench.queues[1].head().client == "c"
-    bench.ordering.decoded(0, "a", 30)
-    bench.ordering.decoded(0, "b", 45)
+    bench.ordering.decoded(0, "a", 80)
+    bench.ordering.decoded(0, "b", 95)
     bench.push("a", 50)
     bench.push("b", 50)
     assert bench.admit(0) == "b"
-    assert bench.credits("abc") == [-60, -140, 100]
+    assert bench.credits("abc") == [-160, -240, 100]
+    bench.push("b", 50)
+    assert bench.admit(0) == "a"  # both owe one whole quantum now: the earlier goes
 
 
 def test_fleet_forgives_all_clients_of_a_worker_alike_when_all_owe_the_limit() -> None:
@@ -349,8 +351,8 @@ def test_heaps_stay_within_a_constant_of_what_waits() -> None:
     bench.ordering.check()
     queue = bench.queues[0]
     sizes = [
-        len(queue._listed),
-        len(queue._owing._heap),
-        *(len(lane._heap) for lane in queue._lanes.values()),
+        queue._entries,
+        len(bench.ordering._fleet._rounds),
+        *(len(x._heap) for x in queue._lanes.values()),
     ]
     assert max(sizes) < 100

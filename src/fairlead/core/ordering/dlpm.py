@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import chain
+from itertools import chain, count
 from typing import ClassVar
 
 from fairlead.core.model import BlockKey, ClientId
 from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingBase, OrderingContext, Waiting
-from fairlead.core.ordering.deficits import CREDITED, Deficit, Deficits
-from fairlead.core.ordering.heaps import SPARE, ItemHeap, Rank, TagHeap
+from fairlead.core.ordering.deficits import Deficit, Deficits
+from fairlead.core.ordering.heaps import SPARE, ItemHeap, Rank
 from fairlead.core.ordering.tracker import MatchTracker
 from fairlead.core.params import Param
 
@@ -18,22 +18,22 @@ _Entry = tuple[int, int, ClientId]
 class Lane(ItemHeap):
     """One client's waiting requests in one queue."""
 
-    __slots__ = ("account", "born", "listed")
+    __slots__ = ("account", "listed")
 
-    def __init__(self, account: Deficit, born: int) -> None:
+    def __init__(self, account: Deficit) -> None:
         super().__init__()
         self.account = account
-        self.born = born
-        """Arrival of the request that opened the lane; breaks ties between equal debts."""
         self.listed: _Entry | None = None
-        """The lane's entry in the queue's list of clients with credit: no later than its rank."""
+        """The lane's one valid entry in its queue's agenda."""
 
 
 class DlpmQueue:
-    """One worker's waiting requests: a lane a client, and a heap of lanes whose client has credit.
+    """One worker's waiting requests: a lane a client, and an agenda of lanes.
 
-    A lane whose client lost its credit is found out when it surfaces. It is then filed among the
-    owing ones, least debt first, for a worker that has nobody else to serve.
+    The agenda holds, for each round to come, a heap of the lanes whose client will have credit in
+    it, best request first. When the round comes its heap is the order; nothing moves. An entry is
+    never later than its lane should be: one that turns out to be early, because the client was
+    charged or its best request went, is put right when it surfaces.
     """
 
     def __init__(
@@ -45,8 +45,10 @@ class DlpmQueue:
         self._debt_limit = debt_limit
         self._tracker = MatchTracker(matched)
         self._lanes: dict[ClientId, Lane] = {}
-        self._listed: list[_Entry] = []
-        self._owing: TagHeap[Deficit] = TagHeap(deficits.by_client)
+        self._agenda: dict[int, list[_Entry]] = {}
+        self._rounds: list[int] = []
+        """A heap of the agenda's rounds."""
+        self._entries = 0
         self._size = 0
 
     def push(self, item: Waiting, matched: int) -> None:
@@ -55,7 +57,9 @@ class DlpmQueue:
         self._size += 1
         lane = self._lanes.get(item.client)
         if lane is None:
-            lane = self._open(item)
+            account = self._deficits.accounts.get(item.client)
+            lane = self._lanes[item.client] = Lane(account)
+            self._deficits.join(account, self._number, self)
         self._place(lane, item)
 
     def discard(self, item: Waiting) -> None:
@@ -65,7 +69,9 @@ class DlpmQueue:
         self._tracker.remove(item)
         self._size -= 1
         if not lane:
-            self._close(lane)
+            del self._lanes[item.client]
+            self._deficits.leave(lane.account, self._number)
+            self._compact()
 
     def head(self, fits: Fits | None = None) -> Waiting | None:
         """Return the longest match among clients with credit, refilling when nobody queued has any.
@@ -74,12 +80,13 @@ class DlpmQueue:
         """
         if not self._size:
             return None
-        lane = self._first_lane()
-        if lane is None and not self._deficits.credited:
-            self._deficits.refill()
-            lane = self._first_lane()
-        if lane is None:
-            return self._without_credit(fits)
+        deficits = self._deficits
+        lane = self._front()
+        if lane.account.round > deficits.rounds and not deficits.credited:
+            deficits.refill()
+            lane = self._front()
+        if lane.account.round > deficits.rounds:
+            self._forgive(lane.account)
         first = lane.first()
         if fits is None or fits(first):
             return first
@@ -95,133 +102,143 @@ class DlpmQueue:
         for item in self._tracker.evicted(keys):
             self._place(self._lanes[item.client], item)
 
-    def credited(self, account: Deficit) -> None:
-        """List the client's lane instead of filing its debt: it has credit now."""
-        self._owing.drop(account.client)
+    def eased(self, account: Deficit) -> None:
+        """List the client's lane in its earlier round."""
         lane = self._lanes[account.client]
         self._list(lane, lane.first_rank())
-
-    def eased(self, account: Deficit) -> None:
-        """File the client's debt anew if it was filed: it shrank."""
-        tag = account.tag()
-        if tag is not None:
-            self._owing.refile(account.client, tag)
-
-    def _open(self, item: Waiting) -> Lane:
-        account = self._deficits.accounts.get(item.client)
-        lane = self._lanes[item.client] = Lane(account, item.seq)
-        if not account.holders:
-            self._deficits.join(account)
-        account.holders[self._number] = self
-        self._file(lane)
-        return lane
-
-    def _close(self, lane: Lane) -> None:
-        account = lane.account
-        del self._lanes[account.client], account.holders[self._number]
-        self._owing.drop(account.client)
-        if not account.holders:
-            self._deficits.leave(account)
         self._compact()
 
     def _place(self, lane: Lane, item: Waiting) -> None:
         rank = lane.put(item, item.matched_tokens)
-        if lane.account.state == CREDITED:
+        if lane.listed is None or rank < lane.listed:
             self._list(lane, rank)
+            self._compact()
 
     def _list(self, lane: Lane, rank: Rank) -> None:
-        """See that the lane is listed at ``rank`` or before."""
-        if lane.listed is not None and lane.listed[:2] <= rank:
-            return
+        """Give the lane a new entry, in the round in which its client has credit."""
         lane.listed = (*rank, lane.account.client)
-        heappush(self._listed, lane.listed)
-        self._compact()
+        number = max(lane.account.round, self._deficits.rounds)
+        entries = self._agenda.get(number)
+        if entries is None:
+            self._agenda[number] = [lane.listed]
+            heappush(self._rounds, number)
+        else:
+            heappush(entries, lane.listed)
+        self._entries += 1
 
-    def _compact(self) -> None:
-        if len(self._listed) > 2 * len(self._lanes) + SPARE:
-            self._listed = [lane.listed for lane in self._lanes.values() if lane.listed is not None]
-            heapify(self._listed)
+    def _front(self) -> Lane:
+        """Return the lane with the best request of the earliest round; past rounds count as one."""
+        self._gather()
+        while True:
+            number = self._rounds[0]
+            lane = self._surface(self._agenda[number], number)
+            if lane is not None:
+                return lane
+            del self._agenda[heappop(self._rounds)]
 
-    def _file(self, lane: Lane) -> None:
-        tag = lane.account.tag()
-        if tag is not None:
-            self._owing.file(lane.account.client, tag, lane.born)
+    def _gather(self) -> None:
+        """Make one heap of all rounds that have come, the largest taking in the others."""
+        now = self._deficits.rounds
+        rounds = self._rounds
+        if rounds[0] >= now:
+            return
+        merged: list[_Entry] = []
+        while rounds and rounds[0] <= now:
+            entries = self._agenda.pop(heappop(rounds))
+            if len(entries) > len(merged):
+                entries, merged = merged, entries
+            for entry in entries:
+                heappush(merged, entry)
+        self._agenda[now] = merged
+        heappush(rounds, now)
 
-    def _first_lane(self) -> Lane | None:
-        """Return the lane with the best request of a client with credit; None if nobody has any."""
-        listed, lanes = self._listed, self._lanes
-        while listed:
-            entry = listed[0]
-            lane = lanes.get(entry[2])
+    def _surface(self, entries: list[_Entry], number: int) -> Lane | None:
+        """Return the first lane of a round; None if all entries were stale or early."""
+        while entries:
+            entry = entries[0]
+            lane = self._lanes.get(entry[2])
             if lane is None or lane.listed is not entry:
-                heappop(listed)
-            elif lane.account.state != CREDITED:
-                heappop(listed)
-                lane.listed = None
-                self._file(lane)
+                heappop(entries)
+                self._entries -= 1
+            elif lane.account.round > number:
+                heappop(entries)
+                self._entries -= 1
+                self._list(lane, lane.first_rank())
             else:
                 rank = lane.first_rank()
                 if rank == entry[:2]:
                     return lane
                 lane.listed = (*rank, entry[2])
-                heapreplace(listed, lane.listed)
+                heapreplace(entries, lane.listed)
         return None
 
-    def _without_credit(self, fits: Fits | None) -> Waiting | None:
-        """Return the best request of the least indebted client here: idling would help nobody.
+    def _forgive(self, least: Deficit) -> None:
+        """Forgive all clients here alike when even the least indebted owes ``debt_limit`` quanta.
 
-        When even that client owes ``debt_limit`` quanta, all clients here are forgiven equally:
-        service that nobody else could have had must not shut them out for hours later.
+        Service that nobody else could have had must not shut them out for hours later.
         """
-        account = self._owing.least()
-        assert account is not None, "a lane is neither listed nor filed"
-        owed = self._deficits.rounds_owed(account)
+        owed = least.round - 1 - self._deficits.rounds
         if owed >= self._debt_limit:
             clients = [lane.account for lane in self._lanes.values()]
             self._deficits.forgive(clients, owed - self._debt_limit // 2)
-        first = self._lanes[account.client].first()
-        if fits is None or fits(first):
-            return first
-        return next(filter(fits, self._by_debt()), None) if self._skip else None
 
     def _in_order(self) -> Iterator[Waiting]:
-        """Walk the requests of clients with credit, best first, without taking anything out.
+        """Walk the requests of clients with credit in order; where there are none, of all, by round."""
+        now = self._deficits.rounds
+        if self._rounds[0] <= now:
+            return self._walk(self._agenda[self._rounds[0]], now)
+        self._rebuild()
+        return chain.from_iterable(
+            self._walk(self._agenda[number], number) for number in sorted(self._rounds)
+        )
+
+    def _walk(self, entries: list[_Entry], number: int) -> Iterator[Waiting]:
+        """Walk one round's requests in order without taking anything out.
 
         A best-first walk down the heap of lanes; each lane that it meets is walked alongside.
         """
-        listed = self._listed
-        steps = 0
-        frontier: list[tuple[int, int, int, int | Iterator[tuple[Rank, Waiting]], Waiting | None]] = []
-        if listed:
-            frontier.append((*listed[0][:2], steps, 0, None))
+        steps = count()
+        frontier: list[tuple[Rank, int, int | Iterator[tuple[Rank, Waiting]], Waiting | None]]
+        frontier = [(entries[0][:2], next(steps), 0, None)] if entries else []
         while frontier:
-            _, _, _, source, item = heappop(frontier)
+            _, _, source, item = heappop(frontier)
             if isinstance(source, int):
-                for child in range(2 * source + 1, min(2 * source + 3, len(listed))):
-                    steps += 1
-                    heappush(frontier, (*listed[child][:2], steps, child, None))
-                lane = self._lanes.get(listed[source][2])
-                if lane is None or lane.listed is not listed[source] or lane.account.state != CREDITED:
+                for child in range(2 * source + 1, min(2 * source + 3, len(entries))):
+                    heappush(frontier, (entries[child][:2], next(steps), child, None))
+                lane = self._lanes.get(entries[source][2])
+                if lane is None or lane.listed is not entries[source] or lane.account.round > number:
                     continue
                 source = lane.in_order()
             elif item is not None:
                 yield item
             following = next(source, None)
             if following is not None:
-                steps += 1
-                heappush(frontier, (*following[0], steps, source, following[1]))
+                heappush(frontier, (following[0], next(steps), source, following[1]))
 
-    def _by_debt(self) -> Iterator[Waiting]:
-        """Walk the requests of clients without credit, least indebted client first."""
-        lanes = sorted(self._lanes.values(), key=lambda lane: (lane.account.tag() or 0, lane.born))
-        return (item for lane in lanes for _, item in lane.in_order())
+    def _compact(self) -> None:
+        if self._entries > 2 * len(self._lanes) + SPARE:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Make the agenda anew, without stale or early entries."""
+        self._agenda.clear()
+        now = self._deficits.rounds
+        for client, lane in self._lanes.items():
+            lane.listed = (*lane.first_rank(), client)
+            self._agenda.setdefault(max(lane.account.round, now), []).append(lane.listed)
+        for entries in self._agenda.values():
+            heapify(entries)
+        self._rounds = list(self._agenda)
+        heapify(self._rounds)
+        self._entries = len(self._lanes)
 
     def check(self) -> None:
         """Raise AssertionError if an internal invariant is broken."""
         assert self._size == sum(map(len, self._lanes.values()))
         self._tracker.check(self)
-        self._owing.check()
-        entries = set(map(id, self._listed))
+        assert sorted(self._agenda) == sorted(self._rounds)
+        assert self._entries == sum(map(len, self._agenda.values())) <= 2 * len(self._lanes) + SPARE
+        listed = {id(entry): number for number, entries in self._agenda.items() for entry in entries}
         for client, lane in self._lanes.items():
             lane.check()
             assert lane.account.client == client
@@ -229,13 +246,9 @@ class DlpmQueue:
             assert all(item.client == client for item in lane)
             first = min(lane, key=lambda item: (-item.matched_tokens, item.seq))
             assert lane.first() is first
-            if lane.listed is not None:
-                assert id(lane.listed) in entries
-            if lane.account.state == CREDITED:
-                assert lane.listed is not None
-                assert lane.listed[:2] <= (-first.matched_tokens, first.seq)
-            assert lane.listed is not None or client in self._owing
-        assert len(self._listed) <= 2 * len(self._lanes) + SPARE
+            assert lane.listed is not None
+            assert lane.listed[:2] <= (-first.matched_tokens, first.seq)
+            assert listed[id(lane.listed)] <= max(lane.account.round, self._deficits.rounds)
 
     def __len__(self) -> int:
         return self._size
@@ -254,7 +267,8 @@ class Dlpm(OrderingBase[DlpmQueue]):
     client banks nothing.
 
     With ``scope=fleet`` a client has one account for all workers. A worker none of whose queued
-    clients has credit, while others elsewhere do, serves its least indebted one meanwhile.
+    clients has credit, while others elsewhere do, serves its least indebted one meanwhile: who
+    would have credit after the fewest rounds, longest match first among equals.
     """
 
     name: ClassVar[str] = "dlpm"
