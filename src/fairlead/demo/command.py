@@ -17,7 +17,7 @@ from fairlead.demo.clients import Traffic
 from fairlead.demo.figures import Phase
 from fairlead.demo.live import View
 from fairlead.demo.summary import summary, verdict
-from fairlead.demo.workload import plan
+from fairlead.demo.workload import Planned, plan
 
 
 class Scheduler(NamedTuple):
@@ -92,21 +92,24 @@ async def _demo(args: argparse.Namespace, console: Console) -> list[Phase]:
     loop = asyncio.get_running_loop()
     for sign in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sign, task.cancel)
+    planned = plan(args.seconds, args.seed)
     phases: list[Phase] = []
     with processes.workspace() as folder:
         for number, scheduler in enumerate(SCHEDULERS, 1):
             policies = f"{scheduler.order} + {scheduler.policy}"
             live = View(console, number, scheduler.title, policies, args.plain)
-            phases.append(await _phase(scheduler, args, Path(folder), live))
+            phases.append(await _phase(scheduler, planned, args.seconds, Path(folder), live))
     return phases
 
 
-async def _phase(scheduler: Scheduler, args: argparse.Namespace, folder: Path, live: View) -> Phase:
+async def _phase(
+    scheduler: Scheduler, planned: list[Planned], seconds: float, folder: Path, live: View
+) -> Phase:
     async with (
         processes.engines(folder) as workers,
         processes.gateway(folder, workers, scheduler.order, scheduler.policy) as url,
     ):
-        traffic = Traffic(url, plan(args.seconds, args.seed), processes.keys())
-        async with live.watch(url, traffic, args.seconds):
-            elapsed = await traffic.run(args.seconds)
+        traffic = Traffic(url, planned, processes.keys())
+        async with live.watch(url, traffic, seconds):
+            elapsed = await traffic.run(seconds)
     return Phase(scheduler.title, scheduler.order, scheduler.policy, traffic.seen, elapsed)

@@ -15,7 +15,7 @@ def summary(phases: list[Phase]) -> Table:
     """Return the table: clients and totals down, phases across."""
     table = Table(
         box=SIMPLE_HEAD,
-        title=f"{ENGINES} engines (a model of {PROFILE} at {SPEED}x, {KV_TOKENS:,} KV tokens each), 3 clients",
+        title=f"{ENGINES} engines, each a model of {PROFILE} at {SPEED}x, {KV_TOKENS:,} KV tokens",
         title_justify="left",
         title_style="bold",
         caption="; ".join(f"{c.name}: {c.about}" for c in CLIENTS)

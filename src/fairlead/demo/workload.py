@@ -75,10 +75,15 @@ def plan(seconds: float, seed: int = 1) -> list[Planned]:
 
 def _text(rng: random.Random, tokens: int) -> str:
     size = tokens * _BYTES_PER_TOKEN
-    words: list[str] = []
-    length = 0
-    while length < size:
-        word = "".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4)))
-        words.append(word)
-        length += len(word) + 1
-    return " ".join(words)[:size]
+    text = ""
+    while len(text) < size:
+        text += " ".join(rng.choices(_WORDS, k=size // 5)) + " "
+    return text[:size]
+
+
+def _words() -> list[str]:
+    rng = random.Random(0)
+    return ["".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))) for _ in range(4096)]
+
+
+_WORDS = _words()
