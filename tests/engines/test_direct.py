@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from fairlead.core.events import CacheCleared, CacheEvicted, CacheStored
-from fairlead.core.keys import seed_key
 from fairlead.gateway.kv_events import KeySettings, KvEvents, source_from
-from fairlead.gateway.tokenizing import PromptTokenizer, load_tokenizer
+from fairlead.gateway.prompt import Prompt
+from fairlead.gateway.tokenizing import TokenPrompts, load_prompts
+from fairlead.gateway.wire import CHAT, COMPLETION, decode
 from tests.engines.servers import BLOCK_TOKENS, KV_BLOCKS, MODEL, MODEL_FOLDER, Engine, get
 from tests.engines.talk import FIXED, assistant, system, user, words
 
@@ -53,8 +54,12 @@ def post(engine: Engine, path: str, body: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
-def tokenizer() -> PromptTokenizer:
-    return load_tokenizer(MODEL_FOLDER, block_tokens=1)
+def tokenizer() -> TokenPrompts:
+    return load_prompts(MODEL_FOLDER, block_tokens=1)
+
+
+def keys(prompts: TokenPrompts, kind: str, body: dict[str, Any]) -> Prompt:
+    return prompts.keys(kind, decode(kind, json.dumps({"model": MODEL} | body).encode()))
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -62,18 +67,18 @@ def test_a_chat_has_the_engines_own_tokens(engines: list[Engine], name: str) -> 
     """Blocks of one token make the keys name every single token, but for the last."""
     theirs = post(engines[0], "/tokenize", CHATS[name])["tokens"]
     ours = tokenizer()
-    prompt = asyncio.run(ours.chat({"model": MODEL} | CHATS[name], 0))
-    assert prompt.tokens == len(theirs)
-    assert prompt.keys == asyncio.run(ours.completion({"prompt": theirs}, 0)).keys
+    prompt = keys(ours, CHAT, CHATS[name])
+    assert prompt.prompt_tokens == len(theirs)
+    assert prompt.keys == keys(ours, COMPLETION, {"prompt": theirs}).keys
 
 
 @pytest.mark.parametrize("text", ["hello", " <|pad|>", "a\n\n b", words("completion", 900)])
 def test_a_completion_has_the_engines_own_tokens(engines: list[Engine], text: str) -> None:
     theirs = post(engines[0], "/tokenize", {"prompt": text})["tokens"]
     ours = tokenizer()
-    prompt = asyncio.run(ours.completion({"prompt": text}, 0))
-    assert prompt.tokens == len(theirs)
-    assert prompt.keys == asyncio.run(ours.completion({"prompt": theirs}, 0)).keys
+    prompt = keys(ours, COMPLETION, {"prompt": text})
+    assert prompt.prompt_tokens == len(theirs)
+    assert prompt.keys == keys(ours, COMPLETION, {"prompt": theirs}).keys
 
 
 class Belief:
@@ -109,8 +114,7 @@ class Belief:
 def test_events_predict_every_hit_exactly_while_blocks_are_evicted(engines: list[Engine]) -> None:
     """Conversations that together need twice the cache; each answer tells what was really cached."""
     engine = engines[0]
-    prompts = load_tokenizer(MODEL_FOLDER, block_tokens=BLOCK_TOKENS)
-    seed = seed_key(MODEL)
+    prompts = load_prompts(MODEL_FOLDER, block_tokens=BLOCK_TOKENS)
     rng = random.Random(5)
     chats = [[system(words(("shared", n % 3), 250)), user(words(n, 150))] for n in range(60)]
 
@@ -126,21 +130,20 @@ def test_events_predict_every_hit_exactly_while_blocks_are_evicted(engines: list
             for number in range(150):
                 chat = rng.choice(chats)
                 salt = {"cache_salt": "pepper"} if number % 10 == 0 else {}
-                salted = seed_key(MODEL, salt=salt.get("cache_salt", ""))
-                prompt = await prompts.chat({"messages": chat}, salted if salt else seed)
+                prompt = keys(prompts, CHAT, {"messages": chat} | salt)
                 predicted = belief.matched(prompt.keys) * BLOCK_TOKENS
                 before = belief.events.state.batches
                 answer = await asyncio.to_thread(
                     client.chat.completions.create, **FIXED, messages=chat, max_tokens=8, extra_body=salt
                 )
                 assert answer.usage is not None
-                assert answer.usage.prompt_tokens == prompt.tokens
+                assert answer.usage.prompt_tokens == prompt.prompt_tokens
                 assert answer.usage.prompt_tokens_details.cached_tokens == predicted, f"request {number}"
                 hits += predicted
                 if number % 4 == 3 and len(chat) < 8:
                     chat += [assistant(answer.choices[0].message.content or ""), user("And?")]
                 # Blocks that were computed are reported soon after the answer.
-                if predicted + BLOCK_TOKENS < prompt.tokens:
+                if predicted + BLOCK_TOKENS < prompt.prompt_tokens:
                     async with asyncio.timeout(10):
                         while belief.events.state.batches == before:  # noqa: ASYNC110
                             await asyncio.sleep(0.002)

@@ -1,6 +1,5 @@
 """Tokens from the cache are the tokens of the whole, and templates render as engines render them."""
 
-import asyncio
 import json
 import sys
 from collections.abc import Callable
@@ -24,15 +23,9 @@ from tokenizers import (
 from fairlead.core.keys import seed_key, token_keys
 from fairlead.gateway.kv_view import KvView
 from fairlead.gateway.kv_wire import Stored
-from fairlead.gateway.tokenizing import (
-    INLINE_CHARS,
-    PromptTokenizer,
-    TokenizerError,
-    TokenPrompt,
-    UnknownPromptError,
-    load_tokenizer,
-    safe_cuts,
-)
+from fairlead.gateway.prompt import Prompt
+from fairlead.gateway.tokenizing import INLINE_CHARS, TokenizerError, TokenPrompts, load_prompts, safe_cuts
+from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, Asked, decode
 
 SEED = seed_key("m")
 SPECIAL = ["<|bos|>", "<|start|>", "<|end|>"]
@@ -124,7 +117,7 @@ def test_cut_and_cached_is_the_same_as_whole(name: str, bits: list[str], special
     assert list(prompts.encode(text, special=special)) == whole, "from the cache"
 
 
-PROMPTS = {name: PromptTokenizer(tokenizer, None) for name, tokenizer in ALL.items()}
+PROMPTS = {name: TokenPrompts(tokenizer, None) for name, tokenizer in ALL.items()}
 
 
 def test_only_tokens_that_stand_alone_are_cut_at() -> None:
@@ -135,7 +128,7 @@ def test_only_tokens_that_stand_alone_are_cut_at() -> None:
 def test_cuts_are_given_up_if_the_trial_shows_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer that breaks the rule on which cuts rest is found out at the start."""
 
-    class Contextual(PromptTokenizer):
+    class Contextual(TokenPrompts):
         def _encode(self, pieces: list[str], *, special: bool = False) -> Any:
             found = super()._encode(pieces, special=special)
             for tokens in found:
@@ -155,12 +148,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def chat(prompts: PromptTokenizer, *messages: Any, seed: int = SEED, **more: Any) -> TokenPrompt:
-    return asyncio.run(prompts.chat({"model": "m", "messages": list(messages)} | more, seed))
+def asked_chat(*messages: Any, **more: Any) -> Asked:
+    return decode(CHAT, json.dumps({"model": "m", "messages": list(messages)} | more).encode())
 
 
-def complete(prompts: PromptTokenizer, prompt: Any, seed: int = SEED, **more: Any) -> TokenPrompt:
-    return asyncio.run(prompts.completion({"model": "m", "prompt": prompt} | more, seed))
+def chat(prompts: TokenPrompts, *messages: Any, **more: Any) -> Prompt:
+    return prompts.keys(CHAT, asked_chat(*messages, **more))
+
+
+def complete(prompts: TokenPrompts, prompt: Any, **more: Any) -> Prompt:
+    body = json.dumps({"model": "m", "prompt": prompt} | more).encode()
+    return prompts.keys(COMPLETION, decode(COMPLETION, body))
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -168,65 +166,61 @@ def user(content: Any) -> dict[str, Any]:
 
 
 def test_a_chat_has_the_tokens_of_its_template(folder: Path) -> None:
-    prompts = load_tokenizer(folder)
+    prompts = load_prompts(folder)
     text = "<|bos|><|start|>user\nhi there<|end|>\n<|start|>assistant\n"
     tokens = byte_level().encode(text, add_special_tokens=False).ids
     keys = token_keys(tokens, 16, SEED, prompts.digest)
-    assert chat(prompts, user("hi there")) == TokenPrompt(len(tokens), keys)
+    assert chat(prompts, user("hi there")) == Prompt(keys, len(tokens), 16.0)
 
 
 def test_a_completion_gets_what_the_tokenizer_adds_and_tokens_are_taken_as_they_are(folder: Path) -> None:
-    prompts = load_tokenizer(folder, block_tokens=2)
+    prompts = load_prompts(folder, block_tokens=2)
     tokens = byte_level().encode("hi there, fox", add_special_tokens=True).ids
     expected = complete(prompts, "hi there, fox")
-    assert (expected.tokens, tokens[0]) == (len(tokens), 0)
+    assert (expected.prompt_tokens, tokens[0]) == (len(tokens), 0)
     assert complete(prompts, tokens) == expected
     assert complete(prompts, [tokens]) == expected
     assert complete(prompts, ["hi there, fox"]) == expected
-    assert complete(prompts, "hi there, fox", add_special_tokens=False).tokens == len(tokens) - 1
+    assert complete(prompts, "hi there, fox", add_special_tokens=False).prompt_tokens == len(tokens) - 1
 
 
 def test_requests_and_events_agree_on_the_keys(folder: Path) -> None:
-    prompts = load_tokenizer(folder)
+    prompts = load_prompts(folder, adapters={"ada": "m"})
     tokens = list(range(100, 165))
     for lora, salt, extra in [
-        ("", "", [None, None]),
-        ("", "s", [["s"], None]),
-        ("ada", "", [["ada"], ["ada"]]),
+        (None, None, [None, None]),
+        (None, "s", [["s"], None]),
+        ("ada", None, [["ada"], ["ada"]]),
         ("ada", "s", [["ada", "s"], ["ada"]]),
     ]:
-        prompt = complete(prompts, tokens, seed_key("m", lora, salt))
+        prompt = complete(prompts, tokens, model=lora or "m", cache_salt=salt)
         view = KvView("m", prompts.block_tokens, prompts.digest)
-        view.apply(Stored([1, 2], None, tokens[:64], 32, None, "GPU", lora or None, extra))
+        view.apply(Stored([1, 2], None, tokens[:64], 32, None, "GPU", lora, extra))
         (chain,) = view.chains()
         assert list(chain.keys) == prompt.keys, (lora, salt)
 
 
 def test_a_block_that_ends_with_the_prompt_is_no_hit_and_has_no_key(folder: Path) -> None:
-    prompts = load_tokenizer(folder)
+    prompts = load_prompts(folder)
     counts = [len(complete(prompts, [5] * length).keys) for length in (15, 16, 17, 32, 33)]
     assert counts == [0, 0, 1, 1, 2]
 
 
-def test_much_new_text_goes_to_a_thread_and_little_does_not(folder: Path) -> None:
-    prompts = load_tokenizer(folder)
+def test_much_new_text_wants_a_thread_and_little_does_not(folder: Path) -> None:
+    prompts = load_prompts(folder)
     long = {"role": "system", "content": "fox " * INLINE_CHARS}
-
-    async def ask(text: str) -> tuple[bool, TokenPrompt]:
-        found = prompts.start_chat({"messages": [long, user(text)]}, SEED)
-        return (True, found) if isinstance(found, TokenPrompt) else (False, await found)
-
-    at_once, first = asyncio.run(ask("one"))
-    assert not at_once
-    assert asyncio.run(ask("one")) == (True, first)
-    at_once, other = asyncio.run(ask("another"))
-    assert at_once
+    one, another = asked_chat(long, user("one")), asked_chat(long, user("another"))
+    assert prompts.keys_now(CHAT, one) is None
+    first = prompts.keys(CHAT, one)
+    assert prompts.keys_now(CHAT, one) == first
+    other = prompts.keys_now(CHAT, another)
+    assert other is not None
     assert other.keys[: len(first.keys) - 2] == first.keys[:-2]
     assert prompts.cache.hits > 4 * INLINE_CHARS
 
 
 def test_the_cache_is_bounded_by_its_text_and_drops_the_oldest() -> None:
-    prompts = PromptTokenizer(byte_level(), None, cache_chars=30)
+    prompts = TokenPrompts(byte_level(), None, cache_chars=30)
     for text in ("<|end|>aaaaa", "<|end|>bbbbb", "<|end|>aaaaa", "<|end|>ccccc"):
         prompts.encode(text, special=False)
     assert "<|end|>aaaaa" in prompts.cache
@@ -245,31 +239,38 @@ def test_the_cache_is_bounded_by_its_text_and_drops_the_oldest() -> None:
         ),
         (lambda p: complete(p, ["a", "b"]), "several prompts"),
         (lambda p: complete(p, [[1, 2], [3]]), "several prompts"),
-        (lambda p: complete(p, None), "several prompts"),
+        (lambda p: complete(p, []), "several prompts"),
+        (lambda p: p.keys_now(CHAT, asked_chat(user([{"type": "audio"}]))), "part of type 'audio'"),
+        (lambda p: p.keys(EMBEDDING, decode(EMBEDDING, b'{"model": "m", "input": "x"}')), "kind 'embedding'"),
         (lambda p: complete(p, [-1, 2] * 20), "token id"),
         (lambda p: complete(p, [2**40] * 20), "token id"),
         (lambda p: complete(p, "x", truncate_prompt_tokens=3), "'truncate_prompt_tokens'"),
     ],
 )
-def test_a_prompt_that_cannot_be_told_is_an_error_with_its_reason(
-    ask: Callable[[PromptTokenizer], TokenPrompt], reason: str, folder: Path
+def test_a_prompt_that_cannot_be_told_has_no_keys_and_a_guessed_length(
+    ask: Callable[[TokenPrompts], Prompt], reason: str, folder: Path
 ) -> None:
-    with pytest.raises(UnknownPromptError, match=reason):
-        ask(load_tokenizer(folder))
+    prompts = load_prompts(folder)
+    prompt = ask(prompts)
+    assert prompt.keys == []
+    assert prompt.prompt_tokens >= 1
+    assert reason in prompts.unknown_reason
+    assert prompts.unknown == 1
 
 
 def test_a_model_without_a_template_has_no_chats(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(UnknownPromptError, match="no chat template"):
-        chat(load_tokenizer(folder), user("x"))
+    prompts = load_prompts(folder)
+    assert chat(prompts, user("x")).keys == []
+    assert "no chat template" in prompts.unknown_reason
 
 
 def test_a_folder_without_a_tokenizer_says_what_it_should_be(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
-        load_tokenizer(tmp_path)
+        load_prompts(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match="cannot read the tokenizer"):
-        load_tokenizer(tmp_path)
+        load_prompts(tmp_path)
 
 
 def test_without_the_extra_the_error_says_how_to_install_it(
@@ -279,4 +280,4 @@ def test_without_the_extra_the_error_says_how_to_install_it(
     with pytest.raises(
         TokenizerError, match=r"'tokenizers'; install it with: pip install 'fairlead\[tokenizer\]'"
     ):
-        load_tokenizer(tmp_path)
+        load_prompts(tmp_path)

@@ -11,20 +11,20 @@ along, is looked for in normalised text, or may overlap with another one: those 
 tokenizer for which a trial shows a difference none the less is used without cuts.
 """
 
-import asyncio
 import re
 from array import array
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from xxhash import xxh3_64_intdigest
 
-from fairlead.core.keys import Digest, token_keys
-from fairlead.core.model import BlockKey
+from fairlead.core.keys import Digest, seed_key, token_keys
+from fairlead.gateway.prompt import Prompt, canonical
+from fairlead.gateway.wire import Asked, ChatAsked, CompletionAsked, Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,19 +35,16 @@ INLINE_CHARS = 2_000
 """As many new characters are tokenised at once, in about a millisecond; more belong in a thread."""
 
 _HINT = "install it with: pip install 'fairlead[tokenizer]'"
+_BYTES_A_TOKEN = 4  # of a prompt that cannot be told, until the engine counts it
+_READ_BY_TEMPLATES = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "documents", "mm_processor_kwargs",
+    "reasoning_effort", "truncate_prompt_tokens",
+)  # fmt: skip
 _TRIAL = " Trial  of\n\n cuts: "
 
 
 class TokenizerError(ValueError):
     """The folder or the installation does not give a tokenizer. The text says why and what to do."""
-
-
-class TokenPrompt(NamedTuple):
-    """A prompt, counted and named."""
-
-    tokens: int
-    keys: list[BlockKey]
-    """Of the full blocks that an engine could reuse."""
 
 
 class UnknownPromptError(ValueError):
@@ -102,12 +99,17 @@ class TokenCache:
         return len(self._pieces)
 
 
-class PromptTokenizer:
-    """Tokenises prompts for one model. Used from one event loop.
+class TokenPrompts:
+    """Keys of the engine's own token blocks: a ``PromptKeys`` for one model and its LoRA adapters.
 
-    ``template`` may be None for a model without a chat form. ``threads`` work on long texts; the
-    tokenizer lets go of the interpreter meanwhile.
+    ``template`` may be None for a model without a chat form. ``adapters`` maps the names under which
+    adapters are served to that of their base model; it may be replaced or filled at any time.
+    ``keys`` may be called from any thread, and lets go of the interpreter while it tokenises; a prompt
+    of which little is new is done at once by ``keys_now``.
     """
+
+    exact = True
+    threaded = True
 
     def __init__(
         self,
@@ -117,73 +119,86 @@ class PromptTokenizer:
         block_tokens: int = 16,
         digest: Digest = xxh3_64_intdigest,
         cache_chars: int = 32_000_000,
-        threads: int = 2,
+        adapters: Mapping[str, str] | None = None,
     ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.block_tokens = block_tokens
         self.digest = digest
         """KV-cache events must be read with the same, or nothing would match."""
+        self.adapters = adapters or {}
         self.cache = TokenCache(cache_chars)
+        self.unknown = 0
+        """Requests whose prompt could not be told."""
+        self.unknown_reason = ""
+        """Of the last one."""
         self._tokenizer = tokenizer
         self._template = template
         self._around = _added_around(tokenizer)
         self._cuts = _pattern(safe_cuts(tokenizer))
         if self._cuts is not None and not self._cuts_agree():
             self._cuts = None
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
 
-    async def chat(self, body: Mapping[str, Any], seed: int) -> TokenPrompt:
-        """Return the prompt of a chat completion's body. Raises ``UnknownPromptError``."""
-        return await _whenever(self.start_chat(body, seed))
+    def keys(self, kind: str, asked: Asked) -> Prompt:
+        """Return the prompt's keys, whatever it takes. A prompt that cannot be told has none."""
+        try:
+            return self._prompt(*self._text(kind, asked), asked)
+        except UnknownPromptError as error:
+            return self._untold(asked, str(error))
 
-    async def completion(self, body: Mapping[str, Any], seed: int) -> TokenPrompt:
-        """Return the prompt of a plain completion's body. Raises ``UnknownPromptError``."""
-        return await _whenever(self.start_completion(body, seed))
+    def keys_now(self, kind: str, asked: Asked) -> Prompt | None:
+        """Return the prompt's keys if that takes about a millisecond.
 
-    def start_chat(self, body: Mapping[str, Any], seed: int) -> TokenPrompt | Awaitable[TokenPrompt]:
-        """Return the prompt of a chat completion's body, or an awaitable of it if much of it is new.
-
-        Raises ``UnknownPromptError``, before or when awaited.
+        None if it takes longer: then call ``keys``, in a thread.
         """
-        if self._template is None:
-            raise UnknownPromptError("the model's folder has no chat template")
-        return self._start(self._template.render(body), bool(body.get("add_special_tokens")), seed)
+        try:
+            text, special = self._text(kind, asked)
+            if isinstance(text, str) and self._new_chars(text, special=special) > INLINE_CHARS:
+                return None
+            return self._prompt(text, special, asked)
+        except UnknownPromptError as error:
+            return self._untold(asked, str(error))
 
-    def start_completion(self, body: Mapping[str, Any], seed: int) -> TokenPrompt | Awaitable[TokenPrompt]:
-        """Return the prompt of a plain completion's body, or an awaitable of it if much of it is new.
+    def learn(self, model: str, prompt: Prompt, prompt_tokens: int) -> None:
+        """Ignore: there is nothing to learn about counts that are exact."""
 
-        Raises ``UnknownPromptError``, before or when awaited.
-        """
-        for name in ("truncate_prompt_tokens", "prompt_embeds"):
-            if body.get(name) is not None:
-                raise UnknownPromptError(f"'{name}' is not followed")
-        prompt = body.get("prompt")
+    def _text(self, kind: str, asked: Asked) -> tuple[str | list[int], bool]:
+        """Return the text to tokenise, or tokens, and whether the tokenizer adds its own around it."""
+        if isinstance(asked, ChatAsked):
+            if self._template is None:
+                raise UnknownPromptError("the model's folder has no chat template")
+            return self._template.render(_body(asked)), bool(asked.add_special_tokens)
+        if not isinstance(asked, CompletionAsked):
+            raise UnknownPromptError(f"no tokens are made for a request of kind '{kind}'")
+        if asked.truncate_prompt_tokens is not None:
+            raise UnknownPromptError("'truncate_prompt_tokens' is not followed")
+        prompt = asked.prompt
         if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
             prompt = prompt[0]
         if isinstance(prompt, str):
-            special = body.get("add_special_tokens")
-            return self._start(prompt, special is None or bool(special), seed)
+            return prompt, asked.add_special_tokens is None or bool(asked.add_special_tokens)
         if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
-            return self._named(prompt, seed)
+            return prompt, False
         raise UnknownPromptError("several prompts in one request, or none")
 
-    def _start(self, text: str, special: bool, seed: int) -> TokenPrompt | Awaitable[TokenPrompt]:
-        if self._new_chars(text, special=special) <= INLINE_CHARS:
-            return self._named(self.encode(text, special=special), seed)
-        return asyncio.get_running_loop().run_in_executor(
-            self._pool, lambda: self._named(self.encode(text, special=special), seed)
-        )
-
-    def _named(self, tokens: Sequence[int], seed: int) -> TokenPrompt:
+    def _prompt(self, text: str | list[int], special: bool, asked: Asked) -> Prompt:
+        tokens: Sequence[int] = self.encode(text, special=special) if isinstance(text, str) else text
         # An engine computes at least the last token, and reuses whole blocks only: one that ends with
         # the prompt is never a hit.
         reusable = tokens if len(tokens) % self.block_tokens else tokens[:-1]
+        base = self.adapters.get(asked.model)
+        lora = asked.model if base is not None else ""
+        seed = seed_key(asked.model if base is None else base, lora, asked.cache_salt or "")
         try:
             keys = token_keys(reusable, self.block_tokens, seed, self.digest)
         except OverflowError:
             raise UnknownPromptError("a token id that no model has") from None
-        return TokenPrompt(len(tokens), keys)
+        return Prompt(keys, max(1, len(tokens)), float(self.block_tokens))
+
+    def _untold(self, asked: Asked, reason: str) -> Prompt:
+        self.unknown += 1
+        self.unknown_reason = reason
+        return Prompt([], max(1, len(canonical(asked)) // _BYTES_A_TOKEN), float(self.block_tokens))
 
     def encode(self, text: str, *, special: bool) -> "array[int]":
         """Return the tokens of ``text``; with ``special``, those that the tokenizer puts around it too."""
@@ -235,14 +250,30 @@ class PromptTokenizer:
         return whole == array("I", (token for part in parts for token in part))
 
 
-async def _whenever(found: TokenPrompt | Awaitable[TokenPrompt]) -> TokenPrompt:
-    return found if isinstance(found, TokenPrompt) else await found
+def _body(asked: ChatAsked) -> dict[str, Any]:
+    """Return what a chat template reads of a request."""
+    body: dict[str, Any] = {name: getattr(asked, name) for name in _READ_BY_TEMPLATES}
+    body["messages"] = [_message(one) for one in asked.messages]
+    for name in ("tools", "chat_template_kwargs"):
+        body[name] = _decoded(getattr(asked, name))
+    return body
 
 
-def load_tokenizer(folder: Path, **options: Any) -> PromptTokenizer:
-    """Make a ``PromptTokenizer`` from a model's folder (``tokenizer.json`` and the chat template).
+def _message(message: Message) -> dict[str, Any]:
+    fields = {name: getattr(message, name) for name in message.__struct_fields__}
+    fields["tool_calls"] = _decoded(message.tool_calls)
+    return fields
 
-    Raises ``TokenizerError``. ``options`` are those of ``PromptTokenizer``.
+
+def _decoded(raw: msgspec.Raw) -> Any:
+    text = bytes(raw)
+    return msgspec.json.decode(text) if text else None
+
+
+def load_prompts(folder: Path, **options: Any) -> TokenPrompts:
+    """Make a ``TokenPrompts`` from a model's folder (``tokenizer.json`` and the chat template).
+
+    Raises ``TokenizerError``. ``options`` are those of ``TokenPrompts``.
     """
     try:
         # An extra, so imported only where it is asked for.
@@ -262,7 +293,7 @@ def load_tokenizer(folder: Path, **options: Any) -> PromptTokenizer:
         template = load_template(folder)
     except Exception as error:  # noqa: BLE001 - the library raises plain Exception for a malformed file
         raise TokenizerError(f"cannot read the tokenizer in {folder}: {error}") from None
-    return PromptTokenizer(tokenizer, template, **options)
+    return TokenPrompts(tokenizer, template, **options)
 
 
 def safe_cuts(tokenizer: "Tokenizer") -> list[str]:
