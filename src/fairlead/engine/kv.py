@@ -27,7 +27,7 @@ from fairlead.core.model import BlockKey
 class KVPool:
     """``blocks`` blocks of KV cache, of any size. Callers speak in blocks and keys."""
 
-    __slots__ = ("_cached", "_idle", "_private", "blocks")
+    __slots__ = ("_cached", "_idle", "_private", "blocks", "used")
 
     def __init__(self, blocks: int) -> None:
         if blocks < 1:
@@ -38,11 +38,8 @@ class KVPool:
         self._idle: OrderedDict[BlockKey, None] = OrderedDict()
         """Cached blocks without a reference, least recently used first."""
         self._private = 0
-
-    @property
-    def used(self) -> int:
+        self.used = 0
         """Blocks that a request holds; idle cached blocks do not count, as in vLLM's usage figure."""
-        return len(self._cached) - len(self._idle) + self._private
 
     @property
     def available(self) -> int:
@@ -77,6 +74,7 @@ class KVPool:
             references = cached[key]
             if not references:
                 del idle[key]
+                self.used += 1
             cached[key] = references + 1
 
     def allocate(self, count: int) -> list[BlockKey]:
@@ -86,6 +84,7 @@ class KVPool:
         """
         assert count <= self.available, "allocated more than is available"
         self._private += count
+        self.used += count
         evicted = []
         for _ in range(len(self._cached) + self._private - self.blocks):
             key, _none = self._idle.popitem(last=False)
@@ -101,13 +100,16 @@ class KVPool:
         """
         cached = self._cached
         new = []
-        for key in islice(chain, start, end):
+        for i in range(start, end):
+            key = chain[i]
             references = cached.get(key)
             if references is None:
                 new.append(key)
                 cached[key] = 1
                 continue
-            if not references:
+            if references:
+                self.used -= 1
+            else:
                 del self._idle[key]
             cached[key] = references + 1
         self._private -= end - start
@@ -117,11 +119,13 @@ class KVPool:
         """Give back ``private`` blocks and the references on the first ``published`` ones, last first."""
         cached, idle = self._cached, self._idle
         self._private -= private
+        self.used -= private
         for i in range(published - 1, -1, -1):
             key = chain[i]
             references = cached[key] = cached[key] - 1
             if not references:
                 idle[key] = None
+                self.used -= 1
 
     def clear(self) -> list[BlockKey]:
         """Evict every idle block; return their keys. Blocks in use stay cached."""
@@ -139,6 +143,7 @@ class KVPool:
     def check(self) -> None:
         """Raise AssertionError if blocks were lost or made, or counts disagree."""
         assert self._private >= 0
+        assert self.used == len(self._cached) - len(self._idle) + self._private
         assert 0 <= self.used <= self.blocks, f"{self.used} of {self.blocks} blocks used"
         assert len(self._cached) + self._private <= self.blocks
         assert {key for key, references in self._cached.items() if not references} == set(self._idle)
