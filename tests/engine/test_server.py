@@ -47,7 +47,7 @@ def test_chat_answers_in_openais_shape() -> None:
                 "prompt_tokens_details": {"cached_tokens": 0},
             },
         }
-        assert answer["id"].startswith("chatcmpl-")
+        assert answer["id"] == f"chatcmpl-{server.port:04x}00000001"
 
     serve(body)
 

@@ -35,6 +35,7 @@ class Reply:
         "created",
         "exchange",
         "first_s",
+        "id",
         "include_usage",
         "model",
         "prompt_tokens",
@@ -47,6 +48,7 @@ class Reply:
         exchange: Exchange,
         abort: Callable[[RequestId], None],
         rid: RequestId,
+        name: str,
         model: str,
         tokens: Tokens,
         prompt_tokens: int,
@@ -66,6 +68,7 @@ class Reply:
         self.answer = answer
         self.chat = chat
         self.include_usage = include_usage
+        self.id = f"{'chatcmpl' if chat else 'cmpl'}-{name}"
         self.model = model
         self.created = created
         self.arrived_s = arrived_s
@@ -75,11 +78,6 @@ class Reply:
 
     def prepare(self) -> None:
         """Make ready what can be made before the first token."""
-
-    @property
-    def id(self) -> str:
-        """The answer's public id, the same in every run."""
-        return f"{'chatcmpl' if self.chat else 'cmpl'}-{self.rid:x}"
 
     def disconnected(self) -> None:
         """The client is gone: the engine drops the request."""

@@ -70,8 +70,8 @@ async def _serve(config: EngineConfig, host: str, port: int) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    port = await server.start(host, port)
-    print(f"a model of an engine ({config.profile}) listens on http://{host}:{port}", flush=True)
+    await server.start(host, port)
+    print(f"a model of an engine ({config.profile}) listens on {server.url}", flush=True)
     await stop.wait()
     await server.stop()
     return 0

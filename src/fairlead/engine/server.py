@@ -89,6 +89,7 @@ class EngineServer:
         self.engine = build_engine(self.config, profile)
         self.pacer = Pacer(self.engine, self.config.speed, self._began, self._ended)
         self.metrics = EngineMetrics(self.engine, self.pacer, self.model_name)
+        self.host = ""
         self.port = 0
         self.events: KVEventPublisher | None = None
         if self.config.kv_events is not None:
@@ -115,11 +116,18 @@ class EngineServer:
             self.events.start()
         try:
             self.port = await self._http.listen(host, port)
+            self.host = host
         except OSError:
             if self.events is not None:
                 await self.events.close()
             raise
         return self.port
+
+    @property
+    def url(self) -> str:
+        """Where it listens; a wildcard address is shown as localhost."""
+        host = "127.0.0.1" if self.host in {"", "0.0.0.0", "::"} else self.host  # noqa: S104 - compared only
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Take no new connections, let answers end for up to ``grace_s`` seconds, and close."""
@@ -225,6 +233,7 @@ class EngineServer:
             exchange,
             self.abort,
             rid,
+            f"{self.port:04x}{rid:08x}",
             self.model_name,
             tokens,
             prompt,
