@@ -273,7 +273,9 @@ class Dlpm(OrderingBase[DlpmQueue]):
 
     name: ClassVar[str] = "dlpm"
     source: ClassVar[str] = "arXiv 2501.14312, algorithm 1; scope=fleet is ours"
-    summary: ClassVar[str] = "longest cached prefix first among clients with credit (deficit round robin)"
+    summary: ClassVar[str] = (
+        "Longest cached prefix first among clients with credit, refilled in equal rounds."
+    )
     params: ClassVar[tuple[Param, ...]] = (
         Param(
             "quantum",

@@ -51,7 +51,7 @@ class Fcfs(OrderingBase[FcfsQueue]):
 
     name: ClassVar[str] = "fcfs"
     source: ClassVar[str] = "vLLM's default"
-    summary: ClassVar[str] = "first come, first served"
+    summary: ClassVar[str] = "First come, first served."
     params: ClassVar[tuple[Param, ...]] = (ON_NO_FIT,)
     uses_match: ClassVar[bool] = False
 

@@ -61,7 +61,9 @@ class Lpm(OrderingBase[LpmQueue]):
 
     name: ClassVar[str] = "lpm"
     source: ClassVar[str] = "SGLang's lpm (arXiv 2312.07104)"
-    summary: ClassVar[str] = "longest cached prefix first; no fairness, a cold request can starve"
+    summary: ClassVar[str] = (
+        "Longest cached prefix first, ties by arrival; not fair, a cold request can starve."
+    )
     params: ClassVar[tuple[Param, ...]] = (ON_NO_FIT,)
     uses_match: ClassVar[bool] = True
 

@@ -215,7 +215,9 @@ class Vtc(OrderingBase[VtcQueue]):
 
     name: ClassVar[str] = "vtc"
     source: ClassVar[str] = "arXiv 2401.00588, algorithms 2 and 4"
-    summary: ClassVar[str] = "least service over weight first (virtual token counter); knows no cache"
+    summary: ClassVar[str] = (
+        "The client with the least service over weight, its oldest request; knows no cache."
+    )
     params: ClassVar[tuple[Param, ...]] = (
         Param(
             "scope",
