@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import io
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -79,11 +80,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _draw(phases: list[Phase], path: Path) -> None:
     """Write the summary as an SVG picture."""
-    paper = Console(record=True, width=112, file=io.StringIO())
+    paper = Console(record=True, width=114, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     paper.print(summary(phases))
     paper.print(verdict(phases))
     path.parent.mkdir(parents=True, exist_ok=True)
-    paper.save_svg(str(path), title="fairlead demo")
+    svg = paper.export_svg(title="fairlead demo")
+    # rich has its font fetched from the network; any monospaced font at hand will do
+    path.write_text(re.sub(r"@font-face\s*{[^}]*}\s*", "", svg).replace("Fira Code", "DejaVu Sans Mono"))
 
 
 async def _demo(args: argparse.Namespace, console: Console) -> list[Phase]:

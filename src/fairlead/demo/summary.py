@@ -18,8 +18,8 @@ def summary(phases: list[Phase]) -> Table:
         title=f"{ENGINES} engines, each a model of {PROFILE} at {SPEED}x, {KV_TOKENS:,} KV tokens",
         title_justify="left",
         title_style="bold",
-        caption="; ".join(f"{c.name}: {c.about}" for c in CLIENTS)
-        + ".\nTTFT from the scheduled arrival; what was unanswered at the end counts with its wait so far.",
+        caption="\n".join(f"{c.name}: {c.about}" for c in CLIENTS)
+        + "\nTTFT is from the scheduled arrival; what was unanswered at the end counts with its wait so far.",
         caption_justify="left",
     )
     table.add_column("")
@@ -28,8 +28,8 @@ def summary(phases: list[Phase]) -> Table:
     for client in CLIENTS:
         table.add_row(Text(client.name, style="bold"))
         seen = [phase.clients[client.name] for phase in phases]
-        table.add_row("  TTFT p50", *[_ms(percentile(s.ttft_ms, 0.5)) for s in seen])
-        table.add_row("  TTFT p99", *[_ms(percentile(s.ttft_ms, 0.99)) for s in seen])
+        for share in (0.5, 0.99):
+            table.add_row(f"  TTFT p{share:.0%}"[:-1], *_times([percentile(s.ttft_ms, share) for s in seen]))
         table.add_row("  completed", *[f"{s.completed:,} of {s.sent:,}" for s in seen])
         if any(s.failed for s in seen):
             table.add_row("  failed", *[str(s.failed) for s in seen], style="red")
@@ -49,10 +49,10 @@ def verdict(phases: list[Phase]) -> Text:
         after = percentile(last.clients[client.name].ttft_ms, 0.99)
         lines.append(f"{client.name}: p99 TTFT {_ms(before)} -> {_ms(after)} ({_change(before, after)})")
     tokens = _change(first.tokens_per_s, last.tokens_per_s)
-    lines.append(f"all: {tokens} tokens/s, hit rate {first.hit_rate:.0%} -> {last.hit_rate:.0%}")
+    lines.append(f"tokens/s: {first.tokens_per_s:,.0f} -> {last.tokens_per_s:,.0f} ({tokens})")
     failures = {s.last_error for phase in phases for s in phase.clients.values() if s.failed}
     lines += [f"failed requests said: {error}" for error in sorted(failures)]
-    return Text("\n".join(lines))
+    return Text("\n" + "\n".join(lines))
 
 
 def _ms(value: float) -> str:
@@ -61,7 +61,15 @@ def _ms(value: float) -> str:
     return f"{value:,.0f} ms" if value < 10_000 else f"{value / 1000:,.1f} s"
 
 
+def _times(values: list[float]) -> list[Text]:
+    """Return the times as text, those near the best of them in green."""
+    best = min(values)
+    return [Text(_ms(v), style="bold green" if v <= 1.25 * best < max(values) / 1.5 else "") for v in values]
+
+
 def _change(before: float, after: float) -> str:
     if not before > 0 or not after > 0:
         return "no comparison"
+    if 0.95 < before / after < 1.05:
+        return "about the same"
     return f"{before / after:.1f}x less" if before > after else f"{after / before:.1f}x more"
