@@ -77,6 +77,3 @@ class Accounts(Generic[A]):
     def idle_clients(self) -> Iterator[ClientId]:
         """Return the names of idle clients, longest idle first."""
         return iter(self._idle)
-
-    def __len__(self) -> int:
-        return len(self.by_client)

@@ -93,9 +93,6 @@ class ItemHeap:
             assert (minus, seq) in entries
         assert len(self._heap) <= 2 * len(self._live) + SPARE
 
-    def __contains__(self, item: Waiting) -> bool:
-        return item.seq in self._live
-
     def __len__(self) -> int:
         return len(self._live)
 
@@ -103,23 +100,21 @@ class ItemHeap:
         return (item for _, item in self._live.values())
 
 
-class Tagged(Protocol):
-    """A client's account with a tag to be ordered by."""
+class Valued(Protocol):
+    """A client's account with a value to be ordered by."""
 
     client: ClientId
-
-    def tag(self) -> int | None:
-        """Return what to order by, smallest first; None if it is out of the contest for now."""
+    value: int
 
 
-A = TypeVar("A", bound=Tagged)
+A = TypeVar("A", bound=Valued)
 
 
-class TagHeap(Generic[A]):
-    """Clients by tag, where tags mostly grow: a filed tag is a lower bound and corrected on top.
+class ValueHeap(Generic[A]):
+    """Accounts by value, smallest first, where values mostly grow.
 
-    Growth therefore costs nothing when it happens. Whoever makes a tag smaller must ``file`` the
-    client again.
+    A filed value is a lower bound and put right when it surfaces, so growth costs nothing when it
+    happens. Whoever makes a value smaller must ``file`` the client again.
     """
 
     __slots__ = ("_accounts", "_filed", "_heap")
@@ -129,22 +124,23 @@ class TagHeap(Generic[A]):
         self._heap: list[tuple[int, int, ClientId]] = []
         self._filed: dict[ClientId, tuple[int, int]] = {}
 
-    def file(self, client: ClientId, tag: int, tie: int) -> None:
-        """Add the client, or file it anew. Equal tags go by ``tie``."""
-        self._filed[client] = (tag, tie)
-        heappush(self._heap, (tag, tie, client))
+    def file(self, client: ClientId, tie: int) -> None:
+        """Add the client under its present value. Equal values go by ``tie``."""
+        value = self._accounts[client].value
+        self._filed[client] = (value, tie)
+        heappush(self._heap, (value, tie, client))
         self._compact()
 
-    def refile(self, client: ClientId, tag: int) -> None:
-        """File the client under a new tag if it is here."""
+    def refile(self, client: ClientId) -> None:
+        """File the client under its present value if it is here."""
         filed = self._filed.get(client)
         if filed is not None:
-            self.file(client, tag, filed[1])
+            self.file(client, filed[1])
 
     def drop(self, client: ClientId) -> None:
-        """Forget the client if it is here."""
-        if self._filed.pop(client, None) is not None:
-            self._compact()
+        """Forget the client. Raises KeyError if it is not here."""
+        del self._filed[client]
+        self._compact()
 
     def _compact(self) -> None:
         if len(self._heap) > 2 * len(self._filed) + SPARE:
@@ -152,34 +148,26 @@ class TagHeap(Generic[A]):
             heapify(self._heap)
 
     def least(self) -> A | None:
-        """Return the account with the smallest tag, dropping those that are out of the contest."""
+        """Return the account with the smallest value; None if there is none."""
         heap, filed = self._heap, self._filed
         while heap:
-            entry = heap[0]
-            tag, tie, client = entry
-            if filed.get(client) != (tag, tie):
+            value, tie, client = heap[0]
+            if filed.get(client) != (value, tie):
                 heappop(heap)
                 continue
             account = self._accounts[client]
-            actual = account.tag()
-            if actual == tag:
+            if account.value == value:
                 return account
-            if actual is None:
-                heappop(heap)
-                self.drop(client)
-                heap = self._heap
-            else:
-                filed[client] = (actual, tie)
-                heapreplace(heap, (actual, tie, client))
+            filed[client] = (account.value, tie)
+            heapreplace(heap, (account.value, tie, client))
         return None
 
     def check(self) -> None:
-        """Raise AssertionError if a filed tag is no lower bound, or stale entries pile up."""
+        """Raise AssertionError if a filed value is no lower bound, or stale entries pile up."""
         entries = set(self._heap)
-        for client, (tag, tie) in self._filed.items():
-            actual = self._accounts[client].tag()
-            assert actual is None or tag <= actual, client
-            assert (tag, tie, client) in entries
+        for client, (value, tie) in self._filed.items():
+            assert value <= self._accounts[client].value, client
+            assert (value, tie, client) in entries
         assert len(self._heap) <= 2 * len(self._filed) + SPARE
 
     def __contains__(self, client: ClientId) -> bool:

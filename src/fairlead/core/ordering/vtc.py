@@ -7,7 +7,7 @@ from typing import ClassVar
 from fairlead.core.model import BlockKey, ClientId
 from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingBase, OrderingContext, Waiting
 from fairlead.core.ordering.clients import Accounts
-from fairlead.core.ordering.heaps import ItemHeap, TagHeap
+from fairlead.core.ordering.heaps import ItemHeap, ValueHeap
 from fairlead.core.params import Param
 
 UNIT = 2**32
@@ -29,10 +29,6 @@ class Counter:
         self.used = False
         self.idle_us = -1
 
-    def tag(self) -> int | None:
-        """Return what clients are ordered by."""
-        return self.value
-
 
 class Counters:
     """The counters of all clients within one scope: one queue, or all of them."""
@@ -43,7 +39,7 @@ class Counters:
         self._weights = weights
         self.accounts: Accounts[Counter] = Accounts(self._new)
         self.by_client = self.accounts.by_client
-        self._queued: TagHeap[Counter] = TagHeap(self.by_client)
+        self._queued: ValueHeap[Counter] = ValueHeap(self.by_client)
         self._last_left: Counter | None = None
 
     def _price_of(self, client: ClientId) -> int:
@@ -61,7 +57,7 @@ class Counters:
         """Say that the client has queued requests now, and had none: lift its counter."""
         account.value = max(account.value, self.level())
         self.accounts.busy(account)
-        self._queued.file(account.client, account.value, 0)
+        self._queued.file(account.client, 0)
 
     def leave(self, account: Counter) -> None:
         """Say that the client has no queued request any more."""
@@ -78,7 +74,7 @@ class Counters:
         account.value += units * account.price
         account.used = True
         if units < 0:
-            self._queued.refile(client, account.value)
+            self._queued.refile(client)
             for queue in account.queues.values():
                 queue.eased(account)
 
@@ -125,7 +121,7 @@ class VtcQueue:
         self._counters = counters
         self._skip = skip
         self._lanes: dict[ClientId, Lane] = {}
-        self._order: TagHeap[Counter] = TagHeap(counters.by_client)
+        self._order: ValueHeap[Counter] = ValueHeap(counters.by_client)
         self._size = 0
 
     def push(self, item: Waiting, matched: int) -> None:
@@ -163,7 +159,7 @@ class VtcQueue:
 
     def eased(self, account: Counter) -> None:
         """Say that the client's counter became smaller."""
-        self._order.refile(account.client, account.value)
+        self._order.refile(account.client)
 
     def _open(self, item: Waiting) -> Lane:
         account = self._counters.accounts.get(item.client)
@@ -171,7 +167,7 @@ class VtcQueue:
         if not account.queues:
             self._counters.join(account)
         account.queues[self._number] = self
-        self._order.file(account.client, account.value, lane.born)
+        self._order.file(account.client, lane.born)
         return lane
 
     def _close(self, lane: Lane) -> None:
