@@ -41,7 +41,7 @@ async def open_call(port: int, method: str, path: str, body: object = None, head
 async def call(port: int, method: str, path: str, body: object = None, headers: str = "") -> Got:
     """Send a request and read the whole answer."""
     reader, writer = await open_call(port, method, path, body, headers)
-    raw = await asyncio.wait_for(reader.read(), 20)
+    raw = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     await writer.wait_closed()
     head, _, rest = raw.partition(b"\r\n\r\n")
@@ -83,7 +83,7 @@ def serve(test: Callable[[EngineServer], Awaitable[None]], **config: Any) -> Non
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for ``condition``, which must come true soon."""
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.005)

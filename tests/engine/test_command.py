@@ -43,10 +43,10 @@ def test_serves_until_interrupted(number):
             assert process.stdout
             line = process.stdout.readline()
             assert line.startswith("a model of an engine (llama-3.1-8b-h100) listens on http://127.0.0.1:")
-            with urllib.request.urlopen(line.split()[-1] + "/v1/models", timeout=10) as got:
+            with urllib.request.urlopen(line.split()[-1] + "/v1/models", timeout=60) as got:
                 assert got.status == 200
             process.send_signal(number)
-            _out, err = process.communicate(timeout=10)
+            _out, err = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 0

@@ -1,10 +1,12 @@
 """The pool against a naive model: a list of physical blocks with time stamps, searched in full."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.engine.kv import KVPool
 from tests.engine.naive import NaivePool
+
+RUNS = settings(max_examples=100, deadline=None)
 
 
 def chain_of(path: list[int]) -> list[int]:
@@ -15,6 +17,7 @@ def chain_of(path: list[int]) -> list[int]:
 PATHS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=30)
 
 
+@RUNS
 @given(blocks=st.integers(1, 12), paths=PATHS, data=st.data())
 def test_pool_equals_the_naive_model(blocks, paths, data):
     """Requests come (taking what is cached and filling the rest) and go, in any order."""
@@ -47,6 +50,7 @@ def test_pool_equals_the_naive_model(blocks, paths, data):
     assert pool.used == naive.blocks - naive.available()
 
 
+@RUNS
 @given(blocks=st.integers(2, 12), paths=PATHS)
 def test_a_cached_block_implies_its_parents(blocks, paths):
     """Leaves are evicted first, so that the length of a match may be found by bisection."""

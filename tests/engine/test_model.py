@@ -6,7 +6,7 @@ from itertools import accumulate, count
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.core.model import Request
@@ -16,6 +16,7 @@ from fairlead.engine.profiles import PROFILES
 from fairlead.engine.steptime import Work
 from tests.engine.naive import NaiveEngine
 
+RUNS = settings(max_examples=60, deadline=None)
 PROFILE = PROFILES["llama-3.1-8b-h100"]
 BLOCK = 4
 
@@ -105,6 +106,7 @@ def jobs_of(drawn: list[Draw]) -> list[Job]:
     ]
 
 
+@RUNS
 @given(drawn=JOBS, blocks=st.integers(16, 40), seqs=st.integers(1, 6), budget=st.integers(6, 40))
 def test_everything_ends_and_nothing_is_lost(drawn, blocks, seqs, budget):
     """Requests come and are cancelled between steps; each of the others gets all its tokens, once.
@@ -160,6 +162,7 @@ def test_everything_ends_and_nothing_is_lost(drawn, blocks, seqs, budget):
 
 
 @pytest.mark.parametrize("order", ["fcfs", "lpm", "vtc", "dlpm"])
+@RUNS
 @given(drawn=JOBS, seqs=st.integers(1, 6), budget=st.integers(6, 40))
 def test_every_ordering_empties_the_queue(order, drawn, seqs, budget):
     """A pool that holds little more than one request preempts, evicts, and still ends everything."""
@@ -195,6 +198,7 @@ class Bill:
         self._order.decoded(number, client, tokens)
 
 
+@RUNS
 @given(drawn=JOBS, seqs=st.integers(1, 6), budget=st.integers(6, 40))
 def test_the_bill_is_the_work_done(drawn, seqs, budget):
     """Clients pay for every prompt token computed, recomputed ones included, and no other.
@@ -229,6 +233,7 @@ def test_the_bill_is_the_work_done(drawn, seqs, budget):
     assert bill.extend.total() == computed - resumes
 
 
+@RUNS
 @given(drawn=JOBS, blocks=st.integers(16, 40), seqs=st.integers(1, 6), budget=st.integers(6, 40))
 def test_steps_equal_those_of_the_naive_engine(drawn, blocks, seqs, budget):
     """Not touching a sequence between its events changes nothing, block by block and step by step."""
@@ -262,6 +267,7 @@ def test_steps_equal_those_of_the_naive_engine(drawn, blocks, seqs, budget):
     assert not engine.load.running
 
 
+@RUNS
 @given(drawn=JOBS, seqs=st.integers(1, 6), budget=st.integers(6, 40))
 def test_fcfs_admits_in_order_of_arrival(drawn, seqs, budget):
     engine = engine_of(24, seqs, budget)
@@ -271,6 +277,7 @@ def test_fcfs_admits_in_order_of_arrival(drawn, seqs, budget):
     assert admitted == sorted(admitted)
 
 
+@RUNS
 @given(drawn=JOBS)
 def test_the_same_requests_give_the_same_steps(drawn):
     runs = []

@@ -3,15 +3,17 @@
 from statistics import median
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.engine.text import MEDIAN_TOKENS, Wish, compose
 from fairlead.engine.tokens import BYTES_PER_TOKEN, END, decode, encode, from_ids, render_chat, token_bytes
 
+RUNS = settings(max_examples=100, deadline=None)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@RUNS
 @given(TEXT)
 def test_text_survives_its_tokens(text):
     tokens = encode(text)
@@ -20,11 +22,13 @@ def test_text_survives_its_tokens(text):
     assert b"".join(map(token_bytes, tokens)).decode() == text
 
 
+@RUNS
 @given(TEXT, TEXT)
 def test_different_texts_have_different_tokens(one, other):
     assert (encode(one) == encode(other)) == (one == other)
 
 
+@RUNS
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool", "x"]), TEXT)), TEXT)
 def test_a_conversation_is_a_prefix_of_its_continuation(talk, answer):
     before = render_chat(talk)
@@ -34,6 +38,7 @@ def test_a_conversation_is_a_prefix_of_its_continuation(talk, answer):
     assert after[: len(answered) + 1] == from_ids([*answered, END])
 
 
+@RUNS
 @given(st.text("\x00\x01\xf8\xff", max_size=8))
 def test_special_tokens_are_never_text(text):
     assert END not in encode(text)
@@ -51,6 +56,7 @@ def test_ids_beyond_32_bits_are_refused() -> None:
         from_ids([2**32])
 
 
+@RUNS
 @given(st.integers(0, 2**64 - 1), st.integers(1, 600), st.integers(0, 50), st.booleans())
 def test_answers_keep_their_limits(prompt, most, least, ignore_eos):
     wish = Wish(most, min(least, most), ignore_eos)
@@ -64,6 +70,7 @@ def test_answers_keep_their_limits(prompt, most, least, ignore_eos):
     answer.text.decode("ascii")
 
 
+@RUNS
 @given(st.integers(0, 100), st.integers(0, 40), st.sampled_from(["the", "fair", ". ", "zzz", "a"]))
 def test_stop_strings_end_the_text_before_them(prompt, least, stop):
     """Never before ``min_tokens``; what is kept is the beginning of the text without the stop."""
