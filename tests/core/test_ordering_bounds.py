@@ -21,7 +21,7 @@ from fairlead.core.model import Costs
 from fairlead.core.ordering import Ordering, OrderingContext, make_ordering
 from tests.core.ordering_sim import Client, Sim
 
-STEPS = 150
+STEPS = 120
 
 
 def clients(count: int, workers: tuple[int, ...] | None = None) -> st.SearchStrategy[list[Client]]:
@@ -69,7 +69,7 @@ def assert_gaps(sim: Sim, clients: list[Client], slack: int = 0) -> None:
             assert gap.width <= bound, f"{f} and {g}: {float(gap.width)} > {float(bound)}"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(clients=clients(3), costs=COSTS, slots=st.integers(1, 4), seed=SEEDS)
 def test_invariant_4_vtc_bound(clients: list[Client], costs: Costs, slots: int, seed: int) -> None:
     """|W_f/w_f - W_g/w_g| <= U_f/w_f + U_g/w_g for clients backlogged throughout, W in VTC's form.
@@ -87,7 +87,7 @@ def test_invariant_4_vtc_bound(clients: list[Client], costs: Costs, slots: int, 
     assert_gaps(sim, clients)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(clients=clients(3), costs=COSTS, slots=st.integers(1, 4), quantum=st.integers(1, 100), seed=SEEDS)
 @pytest.mark.parametrize("scope", ["worker", "fleet"])
 def test_invariant_4_dlpm_bound(
@@ -115,7 +115,7 @@ def test_invariant_4_dlpm_bound(
     assert_gaps(sim, clients, quantum)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     everywhere=clients(2),
     here=clients(1, (0,)),
