@@ -193,7 +193,8 @@ class Gateway:
     def _handler(self, kind: str) -> Callable[[Exchange], Response | None]:
         def generate(exchange: Exchange) -> Response | None:
             try:
-                return self._generate(kind, exchange)
+                self._generate(kind, exchange)
+                return None
             except BadRequest as error:
                 self.metrics.refuse(error.code or "bad_request")
                 return error_response(error.status, error.message, error.code, error.param)
@@ -202,9 +203,8 @@ class Gateway:
 
         return generate
 
-    def _generate(self, kind: str, exchange: Exchange) -> Response | None:
+    def _generate(self, kind: str, exchange: Exchange) -> None:
         """Take in one request: who asks, what for, which blocks; then let the dispatcher decide."""
-        stages = self.metrics.stages
         began = perf_counter()
         headers = dict(exchange.headers)
         client, named = self.identity.identify(headers, exchange.peer)
@@ -212,18 +212,21 @@ class Gateway:
         asked = decode(kind, exchange.body)
         if not named:
             client = self.identity.by_user(asked.user)
-        if asked.model not in self.workers.served and self.workers.served:
+        served = self.workers.served
+        if served and asked.model not in served:
             raise BadRequest(f"the model '{asked.model}' does not exist", "model", "model_not_found", 404)
         parsed = perf_counter()
+        prompt = self.prompts.keys_now(kind, asked)
+        keyed = perf_counter()
+        stages = self.metrics.stages
         stages["identify"].observe(identified - began)
         stages["parse"].observe(parsed - identified)
-        prompt = self.prompts.keys_now(kind, asked)
         if prompt is None:
             self._keep(self._arrive_later(kind, exchange, headers, client, asked))
-        else:
-            stages["keys"].observe(perf_counter() - parsed)
-            self._arrive(exchange, headers, client, asked, prompt)
-        return None
+            return
+        stages["keys"].observe(keyed - parsed)
+        self._arrive(exchange, headers, client, asked, prompt)
+        stages["decide"].observe(perf_counter() - keyed)
 
     async def _arrive_later(
         self,
@@ -248,7 +251,6 @@ class Gateway:
     def _arrive(
         self, exchange: Exchange, headers: dict[bytes, bytes], client: Client, asked: Asked, prompt: Prompt
     ) -> None:
-        began = perf_counter()
         self._numbers += 1
         now = self.now_us()
         session = headers.get(b"x-session-id")
@@ -285,8 +287,12 @@ class Gateway:
         exchange.listener = flow
         flow.live = True
         self.flows[request.rid] = flow
-        self.step(ev.Arrived(now, request))
-        self.metrics.stages["decide"].observe(perf_counter() - began)
+        try:
+            self.step(ev.Arrived(now, request))
+        except BaseException:
+            flow.live = False
+            self.flows.pop(request.rid, None)
+            raise
 
     def _fields_to_drop(self) -> frozenset[bytes]:
         """Return the fields that a worker never gets: those of the connection, and claims of identity."""

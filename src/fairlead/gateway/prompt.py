@@ -4,6 +4,7 @@
 token takes is learned for each model from the usage that engines report.
 """
 
+from struct import Struct
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -20,6 +21,10 @@ _FIRST_GUESS = 4.0
 _BOUNDS = (0.25, 64.0)
 _CACHED_SEEDS = 4096
 _TOKENS_A_BLOCK = 16
+_ROLES = {
+    role: f"\x01{role}\x02".encode()
+    for role in ("system", "developer", "user", "assistant", "tool", "function")
+}
 
 
 class Prompt(NamedTuple):
@@ -56,6 +61,7 @@ class BytePrompts:
 
     def __init__(self, block_tokens: int = _TOKENS_A_BLOCK) -> None:
         self._block_bytes = int(block_tokens * _FIRST_GUESS)
+        self._blocks = Struct(f"{self._block_bytes}s").iter_unpack
         self._bytes_per_token: dict[str, float] = {}
         self._seeds: dict[tuple[str, str | None], int] = {}
 
@@ -66,14 +72,14 @@ class BytePrompts:
         seed = self._seeds.get((model, asked.cache_salt))
         if seed is None:
             seed = self._new_seed(model, asked.cache_salt)
-        size = self._block_bytes
-        key = seed
-        keys = [
-            key := xxh3_64_intdigest(data[at : at + size], key) & _MASK
-            for at in range(0, len(data) - len(data) % size, size)
-        ]
+        size = len(data)
+        rest = size % self._block_bytes
+        key, digest, mask = seed, xxh3_64_intdigest, _MASK
+        keys = []
+        for (block,) in self._blocks(data[:-rest] if rest else data):
+            keys.append(key := digest(block, key) & mask)
         rate = self._bytes_per_token.get(model, _FIRST_GUESS)
-        return Prompt(keys, max(1, round(len(data) / rate)), size / rate)
+        return Prompt(keys, int(size / rate) + 1, self._block_bytes / rate)
 
     keys_now = keys
 
@@ -111,9 +117,9 @@ def canonical(asked: Asked) -> bytes:
     if isinstance(asked, ChatAsked):
         parts = [bytes(asked.tools), bytes(asked.chat_template_kwargs)]
         for message in asked.messages:
-            content = message.content
-            parts.append(b"\x01%b\x02" % message.role.encode("utf-8", "surrogatepass"))
-            if isinstance(content, str):
+            content, role = message.content, message.role
+            parts.append(_ROLES.get(role) or b"\x01%b\x02" % role.encode("utf-8", "surrogatepass"))
+            if type(content) is str:
                 parts.append(content.encode("utf-8", "surrogatepass"))
             elif content:
                 parts += [_part(part) for part in content]

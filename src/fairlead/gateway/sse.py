@@ -5,16 +5,12 @@ usage event that the gateway itself asked for can be left out, and an error even
 another one.
 """
 
-import re
-
 import msgspec
 
 from fairlead.gateway.wire import Usage
 
 MAX_EVENT_BYTES = 4 * 2**20
 """An unfinished event beyond this is passed on unread: memory is bounded, whatever an engine sends."""
-
-_AFTER_EVENT = re.compile(rb"(?<=\n\n)|(?<=\n\r\n)")
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -84,16 +80,16 @@ class Tap:
         return data[:cut]
 
     def _look_for_token(self, data: bytes) -> None:
-        for event in _AFTER_EVENT.split(data):
+        for event in _events(data):
             if self.began:
-                self.events += 1 if event else 0
-            elif event and _has_token(event):
-                self.began = True
                 self.events += 1
+            elif _has_token(event):
+                self.began = True
+                self.events = 1
 
     def _read_usage(self, data: bytes) -> bytes:
         kept = []
-        for event in _AFTER_EVENT.split(data):
+        for event in _events(data):
             chunk = _chunk_of(event) if b'"usage"' in event else None
             if chunk is not None and chunk.usage is not None:
                 self.usage = chunk.usage
@@ -101,6 +97,17 @@ class Tap:
                     continue
             kept.append(event)
         return b"".join(kept)
+
+
+def _events(data: bytes) -> list[bytes]:
+    """Cut whole events apart, each with its blank line."""
+    end = b"\n\n" if b"\n\n" in data else b"\r\n\r\n"
+    parts = data.split(end)
+    last = parts.pop()
+    events = [part + end for part in parts]
+    if last:
+        events.append(last)
+    return events
 
 
 def _chunk_of(event: bytes) -> _Chunk | None:

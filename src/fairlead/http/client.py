@@ -140,6 +140,12 @@ class Pool:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.sleep(0)
 
+    def adopt(self, connection: ClientConnection) -> None:
+        """Take over a connection that somebody else opened."""
+        if self._sweeper is None:
+            self._sweep()
+        self._idle.append(connection)
+
     # --- inside --------------------------------------------------------------------------------
 
     def _start(self, call: Call, connection: ClientConnection) -> None:

@@ -19,6 +19,9 @@ LINGER_S = 2.0
 """How long a refused client may go on sending before it is cut off. Closing at once would reset the
 connection and could destroy the error on its way to the client."""
 
+_CHECKED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
+"""Header fields that decide how a request is read."""
+
 NEW, IDLE, HEAD, BODY = range(4)
 """What a deadline is for: the first byte ever, the next request, its headers, its body."""
 
@@ -250,6 +253,10 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(_RefusedError(400, f"bad HTTP request: {error}"))
+        if self._in_message and not self._head_done:
+            self._head_size += len(data)
+            if self._head_size > self.server.limits.header_bytes:
+                self._refuse(_RefusedError(431, "the request's headers are too large"))
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Go on in HTTP/1.1 as RFC 9110 section 7.8 lets a server: some clients always offer h2c.
@@ -288,11 +295,9 @@ class ServerConnection(asyncio.Protocol):
         """llhttp: a header field, or a trailer field, which is counted and dropped."""
         if self._replayed:
             return
-        self._head_size += len(name) + len(value) + 4
-        limits = self.server.limits
-        if self._head_size > limits.header_bytes or len(self._headers) >= limits.header_count:
-            raise _RefusedError(431, "the request's headers are too large")
-        if not self._head_done:
+        if self._head_done:
+            self._count_trailer(len(name) + len(value) + 4)
+        else:
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -311,12 +316,16 @@ class ServerConnection(asyncio.Protocol):
             self._origin_form()
 
     def _check_fields(self) -> None:
-        hosts = 0
+        hosts = size = 0
+        limits = self.server.limits
         for name, value in self._headers:
+            size += len(name) + len(value)
+            if name not in _CHECKED:
+                continue
             if name == b"host":
                 hosts += 1
             elif name == b"content-length":
-                if int(value) > self.server.limits.body_bytes:
+                if int(value) > limits.body_bytes:
                     raise _RefusedError(413, self._too_large())
             elif name == b"transfer-encoding":
                 if value.strip().lower() != b"chunked":
@@ -329,6 +338,9 @@ class ServerConnection(asyncio.Protocol):
                 self._expects = self._http11
             elif name == b"upgrade":
                 self._upgrade = True
+        if size > limits.header_bytes or len(self._headers) > limits.header_count:
+            raise _RefusedError(431, "the request's headers are too large")
+        self._head_size = 0  # from here on of trailers
         if hosts != 1 and (self._http11 or hosts):
             raise _RefusedError(400, "a request needs one Host header")
 
@@ -356,6 +368,11 @@ class ServerConnection(asyncio.Protocol):
                 self._http11,
             )
         )
+
+    def _count_trailer(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > self.server.limits.header_bytes:
+            raise _RefusedError(431, "the request's trailers are too large")
 
     def _origin_form(self) -> None:
         """Reduce an absolute target, which RFC 9112 section 3.2.2 has servers accept, to its path."""

@@ -23,7 +23,7 @@ class Router:
 
     def __call__(self, exchange: Exchange) -> Response | Awaitable[Response | None] | None:
         """Pass the exchange to its handler."""
-        methods = self._routes.get(exchange.path)
+        methods = self._routes.get(exchange.target) or self._routes.get(exchange.path)
         if methods is None:
             path = exchange.path.decode("latin-1")
             return error_response(404, f"no such path: {path}", "unknown_url")
