@@ -1,6 +1,7 @@
 """An engine that publishes KV events, reduced to what the wire shows; its faults can be ordered."""
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -92,5 +93,14 @@ class FakeEngine:
 
 
 def _bind(socket: zmq.asyncio.Socket, port: int) -> int:
-    socket.bind(f"tcp://127.0.0.1:{port}")
-    return port
+    """Bind a port that was bound a moment ago: ZeroMQ closes in the background, so it may take a while."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.bind(f"tcp://127.0.0.1:{port}")
+        except zmq.ZMQError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return port
