@@ -21,6 +21,7 @@ from fairlead.core.ledger import Ledger
 from fairlead.core.lifecycle import ENDS, LifecycleError, State
 from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
 from fairlead.core.ordering.base import Fits, Ordering, Queue, Waiting
+from fairlead.core.prefilling import Prefilling
 from fairlead.core.prefix import PrefixIndex
 from fairlead.core.routing.base import Fleet, Match, Routing
 from fairlead.core.shedding import QueueShares
@@ -46,6 +47,8 @@ class Settings:
     """Requests that may wait in all; beyond, the client with the longest queue loses its newest."""
     queue_timeout_us: int = 60_000_000
     """How long a request may wait before its caller is told to come back; 0 for ever."""
+    prefill_backlog_us: int = 300_000
+    """Prefill that a worker may have under way, in time; what exceeds it waits here. 0: no limit."""
     max_clients: int = 100_000
     """Accounts kept; idle ones go first."""
 
@@ -67,6 +70,7 @@ class Dispatcher:
         self.routing = routing
         self.ordering = ordering
         self.settings = settings or Settings()
+        self._gated = self.settings.prefill_backlog_us > 0
         self._tracked = ordering.uses_match
         """Whether queues keep ``Waiting.matched`` current."""
         self.ledger = Ledger(self.settings.costs)
@@ -83,6 +87,7 @@ class Dispatcher:
         self._fits_on: list[Fits] = []
         self._turn: list[Waiting | None] = []
         """Who is next but does not fit yet: a turn, once taken, is kept, or large requests starve."""
+        self._prefilling: list[Prefilling] = []
         self._kv_extra: list[int] = []
         self._hits: list[tuple[float, float]] = []
         self._exact: list[bool] = []
@@ -194,8 +199,17 @@ class Dispatcher:
     def _first_token(self, event: ev.FirstToken, out: list[Command]) -> None:
         job = self._job(event.rid)
         job.move("first_token")
-        self.fleet.pending[job.slot] -= job.pending
+        if job.pending:
+            self._prefilling[job.slot].computed(job.pending, self.now)
+            self._computed(job, out)
+
+    def _computed(self, job: Job, out: list[Command]) -> None:
+        """Count a running request's prompt as computed; there may be room for more prefill now."""
+        slot = job.slot
+        self.fleet.pending[slot] -= job.pending
         job.pending = 0
+        if self.fleet.queued[slot]:
+            self._pump(slot, out)
 
     def _progressed(self, event: ev.Progressed, out: list[Command]) -> None:
         job = self._job(event.rid)
@@ -413,7 +427,7 @@ class Dispatcher:
         if queue is None or not fleet.queued[slot] or not fleet.up[slot]:
             return
         fits, turn = self._fits_on[slot], self._turn
-        while fleet.queued[slot] and fleet.running[slot] < fleet.sequences[slot]:
+        while fleet.queued[slot] and not self._busy(slot):
             item = turn[slot] or queue.head()
             if item is None:
                 break
@@ -439,6 +453,13 @@ class Dispatcher:
         extend = request.prompt_tokens - request.matched_tokens(matched)
         return self._room(slot, extend + self.jobs[request.rid].expected)
 
+    def _busy(self, slot: int) -> bool:
+        """Say whether the worker has all it can use, of whatever size the next request is."""
+        fleet = self.fleet
+        if fleet.running[slot] >= fleet.sequences[slot]:
+            return True
+        return self._gated and self._prefilling[slot].full
+
     def _room(self, slot: int, tokens: int) -> bool:
         """Say whether the worker has credit for one more sequence of so many new KV tokens.
 
@@ -446,10 +467,9 @@ class Dispatcher:
         knows its own limit exactly.
         """
         fleet = self.fleet
-        running = fleet.running[slot]
-        if not running:
+        if not fleet.running[slot]:
             return True
-        if running >= fleet.sequences[slot]:
+        if self._busy(slot):
             return False
         in_use = self.index.pinned(slot) * self._sized_for + self._kv_extra[slot]
         return in_use + tokens <= fleet.kv_tokens[slot]
@@ -474,6 +494,10 @@ class Dispatcher:
             max(0, request.prompt_tokens - int(len(request.keys) * request.block_tokens)) + job.expected
         )
         self._kv_extra[slot] += job.kv_extra
+        prefilling = self._prefilling[slot]
+        prefilling.begin(extend, self.now)
+        if not request.streamed:
+            prefilling.guess(rid, self.now)
         self.ledger.reserve(client, extend, self.now)
         why = Why(
             choice.branch or self.routing.name,
@@ -519,8 +543,10 @@ class Dispatcher:
             self.index.end(job.claim)
         else:
             self.index.abandon(job.claim)
-        self.fleet.pending[slot] -= job.pending
-        job.pending = 0
+        if job.pending:
+            self._prefilling[slot].gone(job.pending)
+            self.fleet.pending[slot] -= job.pending
+            job.pending = 0
         self._kv_extra[slot] -= job.kv_extra
         job.kv_extra = 0
         self.fleet.end(slot)
@@ -543,12 +569,14 @@ class Dispatcher:
                 self._queues.append(None)
                 self._fits_on.append(partial(self._fits, slot))
                 self._turn.append(None)
+                self._prefilling.append(Prefilling(self.settings.prefill_backlog_us))
                 self._kv_extra.append(0)
                 self._hits.append((0.0, 0.0))
                 self._exact.append(False)
             self.index.add(slot, blocks, event.exact)
             self._queues[slot] = self.ordering.make_queue(slot, partial(self.index.ready, slot))
             self._hits[slot] = (0.0, 0.0)
+            self._prefilling[slot] = Prefilling(self.settings.prefill_backlog_us)
             self.routing.slot_reset(slot)
         else:
             self._leaving.discard(slot)
@@ -662,11 +690,21 @@ class Dispatcher:
             for slot in self.fleet.slots.values():
                 self.index.resize(slot, self._blocks(self.fleet.kv_tokens[slot]))
                 self._pump(slot, out)
+        for slot in self.fleet.slots.values():
+            self._guess_computed(slot, out)
         self.ordering.tick(self.now)
         self.routing.tick(self.now)
         if self.now >= self._next_forget:
             self._next_forget = self.now + 60_000_000
             self.ledger.forget_idle(self.now - HOUR_US, self.settings.max_clients)
+
+    def _guess_computed(self, slot: int, out: list[Command]) -> None:
+        """Count requests that say nothing before they end as computed when they should be."""
+        while (rid := self._prefilling[slot].due(self.now)) is not None:
+            job = self.jobs.get(rid)
+            if job is not None and job.slot == slot and job.state is State.RUNNING and job.pending:
+                self._prefilling[slot].gone(job.pending)
+                self._computed(job, out)
 
     # ------------------------------------------------------------------ checks
 
@@ -700,10 +738,12 @@ class Dispatcher:
             f"{name}: batch differs"
         )
         assert fleet.pending[slot] == sum(job.pending for job in mine), f"{name}: pending prefill differs"
+        sent = sum(job.pending for job in mine if job.state is not State.QUEUED)
+        assert self._prefilling[slot].tokens == sent, f"{name}: prefill under way differs"
         assert self._kv_extra[slot] == sum(job.kv_extra for job in mine), f"{name}: KV books differ"
         for item in queue if self._tracked else ():
             assert item.matched == self.index.ready(slot, item.keys), f"{name}: stale match of {item!r}"
-        if fleet.up[slot] and queue and fleet.running[slot] < fleet.sequences[slot]:
+        if fleet.up[slot] and queue and not self._busy(slot):
             head = self._turn[slot] or queue.head(self._fits_on[slot])
             assert head is None or not self._fits(slot, head), f"{name} idles while {head!r} fits"
 

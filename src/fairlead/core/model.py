@@ -36,6 +36,8 @@ class Request(NamedTuple):
     session: str = ""
     """Session name for affinity; empty when the caller names none."""
     arrived_us: int = 0
+    streamed: bool = True
+    """Whether ``FirstToken`` will tell when its prompt is computed; if not, that has to be guessed."""
 
     def matched_tokens(self, blocks: int) -> int:
         """Prompt tokens covered by ``blocks`` cached blocks: at most all but one.

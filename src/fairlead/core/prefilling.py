@@ -1,0 +1,79 @@
+"""How much prefill a worker may have under way, so that what waits, waits here and not inside it.
+
+Sequences and KV tokens do not bound the wait inside an engine: a large pool takes hundreds of long
+prompts at once, which it then computes in its own order for many seconds. So a worker also gets only
+so much prefill as keeps it busy for ``backlog_us``, by the rate at which it was seen to prefill.
+There is nothing to tune for a faster or slower GPU.
+
+The end of a streamed request's prefill is its first token. A request that is not streamed says
+nothing until it ends; it counts for as long as the prefill before it and its own should take.
+"""
+
+from collections import deque
+
+from fairlead.core.model import RequestId
+
+FIRST_GUESS_TOKENS = 16_384
+"""Prefill under way that a worker gets before its rate is known."""
+LEAST_TOKENS = 4_096
+"""Prefill under way that a worker always gets: about two steps of a usual engine."""
+_WINDOW_US = 1_000_000
+_LEARN = 0.2
+
+
+class Prefilling:
+    """The prefill under way on one worker. Times in microseconds, amounts in extend tokens."""
+
+    __slots__ = ("_backlog_us", "_done", "_guesses", "_since", "rate", "tokens")
+
+    def __init__(self, backlog_us: int) -> None:
+        self._backlog_us = backlog_us
+        self.tokens = 0
+        """Extend tokens of requests that were sent and are not known to be computed."""
+        self.rate = 0.0
+        """Tokens a microsecond, measured while prefill was always under way; 0 until then."""
+        self._since = 0
+        self._done = 0
+        self._guesses: deque[tuple[int, RequestId]] = deque()
+
+    @property
+    def full(self) -> bool:
+        """Whether enough is under way. One request may overshoot it, so that any size can go."""
+        allowed = self._backlog_us * self.rate if self.rate else FIRST_GUESS_TOKENS
+        return self.tokens >= max(allowed, LEAST_TOKENS)
+
+    def begin(self, tokens: int, now: int) -> None:
+        """A request with so many tokens to compute was sent."""
+        if not self.tokens:
+            self._since, self._done = now, 0
+        self.tokens += tokens
+
+    def guess(self, rid: RequestId, now: int) -> None:
+        """The request just begun will not say when it is computed: guess when."""
+        ahead = self.tokens / self.rate if self.rate else 0.0
+        due = now + int(ahead)
+        if self._guesses:
+            due = max(due, self._guesses[-1][0])
+        self._guesses.append((due, rid))
+
+    def due(self, now: int) -> RequestId | None:
+        """Return a request that should be computed by now, taking it off the list; None if none is."""
+        if self._guesses and self._guesses[0][0] <= now:
+            return self._guesses.popleft()[1]
+        return None
+
+    def computed(self, tokens: int, now: int) -> None:
+        """A request said that its tokens are computed: they are done, and the rate is learned."""
+        self.tokens -= tokens
+        self._done += tokens
+        elapsed = now - self._since
+        if elapsed > 0:
+            rate = self._done / elapsed
+            # Up at once, down slowly: short prompts alone cannot show how fast the worker is.
+            self.rate = rate if rate > self.rate else self.rate + _LEARN * (rate - self.rate)
+        if elapsed > _WINDOW_US:
+            self._since, self._done = now, 0
+
+    def gone(self, tokens: int) -> None:
+        """A request ended without saying; nothing is learned."""
+        self.tokens -= tokens
