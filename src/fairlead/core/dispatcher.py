@@ -47,7 +47,7 @@ class Settings:
     """Requests that may wait in all; beyond, the client with the longest queue loses its newest."""
     queue_timeout_us: int = 60_000_000
     """How long a request may wait before its caller is told to come back; 0 for ever."""
-    prefill_backlog_us: int = 300_000
+    prefill_backlog_us: int = 200_000
     """Prefill that a worker may have under way, in time; what exceeds it waits here. 0: no limit."""
     max_clients: int = 100_000
     """Accounts kept; idle ones go first."""

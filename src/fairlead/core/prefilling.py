@@ -13,10 +13,10 @@ from collections import deque
 
 from fairlead.core.model import RequestId
 
-FIRST_GUESS_TOKENS = 16_384
+FIRST_GUESS_TOKENS = 8_192
 """Prefill under way that a worker gets before its rate is known."""
-LEAST_TOKENS = 4_096
-"""Prefill under way that a worker always gets: about two steps of a usual engine."""
+LEAST_TOKENS = 2_048
+"""Prefill under way that a worker always gets: one step of a usual engine."""
 _WINDOW_US = 1_000_000
 _LEARN = 0.2
 
