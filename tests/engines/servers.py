@@ -70,6 +70,7 @@ class Server:
         self._command = command
         self._environment = os.environ | environment
         self._process: subprocess.Popen[bytes] | None = None
+        self._clients: dict[str, openai.OpenAI] = {}
 
     def start(self) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,8 @@ class Server:
 
     def stop(self, with_signal: int = signal.SIGTERM) -> None:
         """End it; after 15 seconds by force. Its children do not survive."""
+        while self._clients:
+            self._clients.popitem()[1].close()
         if self._process is None:
             return
         group = self._process.pid
@@ -108,6 +111,12 @@ class Server:
             os.killpg(group, signal.SIGKILL)
         self._process.wait()
         self._process = None
+
+    def _client(self, url: str, key: str) -> openai.OpenAI:
+        """Return a client that does not retry by itself; one a key, since each keeps connections."""
+        if key not in self._clients:
+            self._clients[key] = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120)
+        return self._clients[key]
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -161,7 +170,7 @@ class Engine(Server):
             self.client().completions.create(model=MODEL, prompt="warm up", max_tokens=4)
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url + "/v1", api_key="none", max_retries=0, timeout=60)
+        return self._client(self.url, "none")
 
 
 class Gateway(Server):
@@ -180,7 +189,8 @@ class Gateway(Server):
         self.wait_ready(self.url + "/ready", 30)
 
     def client(self, name: str) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url + "/v1", api_key=KEYS[name], max_retries=0, timeout=120)
+        """Return a client by its name in ``KEYS``; a name that is not there has a key that nobody knows."""
+        return self._client(self.url, KEYS.get(name, "unknown"))
 
     def metric(self, family: str) -> dict[str, float]:
         """Return the samples of one family of ``/metrics`` by the text of their labels."""
