@@ -161,13 +161,15 @@ def resolve(
         if key == "clients":
             given[key] = _clients(value)
         else:
-            given[_known(key, OPTIONS)] = _value(OPTIONS[key], value, "", strict=True)
+            option = OPTIONS[_known(key, OPTIONS)]
+            given[key] = _value(option, value, "", strict=True)
     for variable, text in (environ or {}).items():
         if variable.startswith(ENV_PREFIX) and variable != ENV_PREFIX + "CONFIG":
             key = _known(variable[len(ENV_PREFIX) :].lower(), OPTIONS, variable)
             given[key] = _value(OPTIONS[key], text, f" (from {variable})", strict=False)
     for key, value in (flags or {}).items():
-        given[_known(key, OPTIONS)] = _value(OPTIONS[key], value, "", strict=False)
+        option = OPTIONS[_known(key, OPTIONS)]
+        given[key] = _value(option, value, "", strict=False)
     if "api_key" in given:
         given["api_key"] = tuple(_hashed(entry) for entry in given["api_key"])
     return _checked(Config(**given))

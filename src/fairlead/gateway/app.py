@@ -99,7 +99,8 @@ class Gateway:
         if self.flows:
             self._idle.clear()
             try:
-                await asyncio.wait_for(self._idle.wait(), max(0.0, deadline - time.monotonic()))
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._idle.wait()
             except TimeoutError:
                 return False
         return await self.server.drain(max(0.0, deadline - time.monotonic()))

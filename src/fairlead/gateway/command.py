@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from fairlead.config import Config, ConfigError, add_flags, from_args
+from fairlead.core.params import PolicyError
 from fairlead.gateway.app import Gateway
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         return uvloop.run(_serve(config))
+    except PolicyError:
+        raise  # the command line says which policies there are
     except (OSError, ValueError) as error:
         print(f"fairlead serve: {error}", file=sys.stderr)
         return 1

@@ -161,7 +161,8 @@ class Workers:
         next_check = loop.time() + config.health_interval_secs
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(worker.look.wait(), config.load_interval_secs)
+                async with asyncio.timeout(config.load_interval_secs):
+                    await worker.look.wait()
             try:
                 if worker.look.is_set() or loop.time() >= next_check:
                     worker.look.clear()

@@ -120,7 +120,8 @@ class Pool:
         sink = _Collect(asyncio.get_running_loop().create_future())
         call = self.send(self.request_bytes(method, path, headers, body), sink)
         try:
-            return await asyncio.wait_for(sink.result, timeout)
+            async with asyncio.timeout(timeout):
+                return await sink.result
         except TimeoutError:
             raise UpstreamError(
                 "timeout", f"no complete answer within {timeout:g} s", bool(sink.status)

@@ -102,7 +102,8 @@ class Server:
         if self.connections:
             self._empty.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._empty.wait()
         return not self.connections
 
     async def close(self) -> None:

@@ -1,0 +1,99 @@
+import argparse
+from pathlib import Path
+
+import pytest
+
+from fairlead.config import OPTIONS, Config, ConfigError, add_flags, from_args, reference, resolve
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(*words, environ=None):
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return from_args(parser.parse_args(list(words)), environ or {})
+
+
+def test_nothing_given_is_the_defaults():
+    assert resolve({}) == Config()
+    assert parse() == Config()
+
+
+def test_flags_win_over_environment_over_file(tmp_path):
+    file = tmp_path / "fairlead.toml"
+    file.write_text('port = 1\nhost = "a"\norder = "vtc"\n[clients.alice]\nweight = 2\n')
+    config = parse(
+        "--config",
+        str(file),
+        "--port",
+        "3",
+        environ={"FAIRLEAD_PORT": "2", "FAIRLEAD_HOST": "b", "PATH": "x"},
+    )
+    assert (config.port, config.host, config.order) == (3, "b", "vtc")
+    assert config.clients["alice"].weight == 2.0
+    assert parse(environ={"FAIRLEAD_CONFIG": str(file)}).port == 1
+
+
+def test_lists_and_switches_in_every_source():
+    urls = ("http://a:1", "http://b:2")
+    assert parse("--worker-urls", *urls).worker_urls == urls
+    assert parse(environ={"FAIRLEAD_WORKER_URLS": "http://a:1, http://b:2"}).worker_urls == urls
+    assert resolve({"worker_urls": list(urls)}).worker_urls == urls
+    assert parse("--no-ask-usage").ask_usage is False
+    assert parse(environ={"FAIRLEAD_ASK_USAGE": "off"}).ask_usage is False
+    assert resolve({"ask_usage": False}).ask_usage is False
+
+
+BAD = {
+    "unknown option 'prot'; did you mean 'port'?": {"prot": 1},
+    "unknown option 'zzz' (valid: host, port": {"zzz": 1},
+    "option 'port' takes a whole number, not '80'": {"port": "80"},
+    "option 'port' must be at least 0": {"port": -1},
+    "option 'port' must be at most 65535": {"port": 70000},
+    "option 'ask_usage' takes on or off": {"ask_usage": 1},
+    "option 'queue_timeout_secs' takes a number": {"queue_timeout_secs": True},
+    "option 'worker_urls' takes a list": {"worker_urls": "http://a"},
+    "option 'worker_urls' takes http://": {"worker_urls": ["a:1"]},
+    "names an engine twice": {"worker_urls": ["http://a", "http://a/"]},
+    "option 'trusted_proxies'": {"trusted_proxies": ["10.0.0.1/8"]},
+    "option 'log_level'": {"log_level": "loud"},
+    "option 'retry_statuses'": {"retry_statuses": ["200"]},
+    "option 'clients' takes tables": {"clients": 1},
+    "unknown option 'clients.a.wight'; did you mean 'weight'?": {"clients": {"a": {"wight": 1}}},
+    "option 'clients.a.weight' takes a number above 0": {"clients": {"a": {"weight": 0}}},
+    "option 'clients.a.api_keys'": {"clients": {"a": {"api_keys": "k"}}},
+    "not sha256: and 64 hex digits": {"clients": {"a": {"api_keys": ["sha256:xyz"]}}},
+    "have the same API key": {"clients": {"a": {"api_keys": ["k"]}, "b": {"api_keys": ["k"]}}},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_mistakes_are_errors_that_name_the_key(message):
+    with pytest.raises(ConfigError) as caught:
+        resolve(BAD[message])
+    assert message in str(caught.value)
+
+
+def test_mistakes_elsewhere_are_named_too(tmp_path):
+    for environ in ({"FAIRLEAD_PROT": "1"}, {"FAIRLEAD_PORT": "x"}):
+        with pytest.raises(ConfigError, match=next(iter(environ))):
+            parse(environ=environ)
+    with pytest.raises(ConfigError, match="cannot read"):
+        parse("--config", str(tmp_path / "none.toml"))
+    (tmp_path / "bad.toml").write_text("port = = 1")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        parse("--config", str(tmp_path / "bad.toml"))
+
+
+def test_every_option_has_help_and_a_flag():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    text = parser.format_help()
+    for name, option in OPTIONS.items():
+        assert "--" + name.replace("_", "-") in text
+        assert option.metadata["help"]
+
+
+def test_the_reference_in_the_docs_is_current():
+    """After a change of options run scripts/configuration_reference.py."""
+    assert (ROOT / "docs" / "configuration.md").read_text() == reference()

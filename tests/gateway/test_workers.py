@@ -1,0 +1,127 @@
+"""Health, circuit breaker, credits: what the gateway makes of its workers' behaviour."""
+
+import asyncio
+
+from tests.gateway.mocks import MockWorker, answer, chat, run, serving
+
+
+async def until(condition) -> None:
+    for _ in range(400):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come to that")
+
+
+def test_an_unhealthy_worker_gets_nothing_until_it_is_well():
+    async def main():
+        sick, well = MockWorker(), MockWorker()
+        async with serving(sick, well) as served:
+            workers = list(served.gateway.workers)
+            sick.healthy = False
+            await until(lambda: not workers[0].up)
+            for _ in range(4):
+                assert (await served.post(chat()))[0] == 200
+            assert (len(sick.asked), len(well.asked)) == (0, 4)
+            sick.healthy = True
+            await until(lambda: workers[0].up)
+            for _ in range(4):
+                assert (await served.post(chat()))[0] == 200
+            assert len(sick.asked) == 2
+
+    run(main)
+
+
+def test_a_killed_worker_is_noticed_and_so_is_its_return():
+    async def main():
+        worker = MockWorker()
+        async with serving(worker) as served:
+            (known,) = served.gateway.workers
+            await worker.stop()
+            await until(lambda: not known.up)
+            waiting = asyncio.ensure_future(served.post(chat()))
+            await asyncio.sleep(0.05)
+            assert served.gateway.dispatcher.queued == 1
+            await worker.start()
+            assert (await waiting)[0] == 200
+
+    run(main)
+
+
+def test_failures_in_a_row_open_the_circuit_and_probing_closes_it():
+    async def main():
+        bad, good = MockWorker(answer(status=500)), MockWorker()
+        async with serving(bad, good, cb_failure_threshold=3, cb_timeout_secs=0.3) as served:
+            known = next(iter(served.gateway.workers))
+            for _ in range(12):
+                assert (await served.post(chat()))[0] == 200
+            assert not known.up
+            assert len(bad.asked) == 3
+            bad.behave = answer()
+            await until(lambda: known.up)
+            for _ in range(2):
+                assert (await served.post(chat()))[0] == 200
+            assert len(bad.asked) == 4
+            assert known.failures == 0
+
+    run(main)
+
+
+def test_a_row_of_failures_is_ended_by_a_success():
+    async def main():
+        worker = MockWorker()
+        async with serving(worker, cb_failure_threshold=3, max_attempts=1) as served:
+            (known,) = served.gateway.workers
+            for _ in range(4):
+                for status in (500, 500, 200):
+                    worker.behave = answer(status=status)
+                    assert (await served.post(chat()))[0] == status
+            assert known.up
+            assert known.failed == 8
+
+    run(main)
+
+
+def test_health_checks_leave_the_counts_of_requests_alone():
+    async def main():
+        worker = MockWorker(answer(delay=0.4))
+        async with serving(worker) as served:
+            fleet = served.gateway.dispatcher.fleet
+            asks = [asyncio.ensure_future(served.post(chat())) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            worker.healthy = False
+            (known,) = served.gateway.workers
+            await until(lambda: not known.up)
+            assert fleet.running[0] == 3
+            assert [(await ask)[0] for ask in asks] == [200] * 3
+            await served.settled()
+
+    run(main)
+
+
+def test_credits_hold_requests_back_and_follow_the_engines_queue():
+    async def main():
+        worker = MockWorker(answer(delay=0.3))
+        async with serving(worker, worker_sequences=8) as served:
+            dispatcher = served.gateway.dispatcher
+            asks = [asyncio.ensure_future(served.post(chat())) for _ in range(12)]
+            await until(lambda: len(worker.asked) == 8)
+            assert (dispatcher.fleet.running[0], dispatcher.queued) == (8, 4)
+            worker.running, worker.waiting = 2, 6
+            await until(lambda: dispatcher.fleet.sequences[0] == 2)
+            worker.running, worker.waiting = 2, 0
+            await until(lambda: dispatcher.fleet.sequences[0] > 2)
+            assert [(await ask)[0] for ask in asks] == [200] * 12
+
+    run(main)
+
+
+def test_limits_are_read_from_the_engine():
+    async def main():
+        async with serving(MockWorker(), worker_sequences=99) as served:
+            fleet = served.gateway.dispatcher.fleet
+            assert (fleet.sequences[0], fleet.kv_tokens[0]) == (99, 16_000)
+        async with serving(MockWorker(), worker_kv_tokens=5) as served:
+            assert served.gateway.dispatcher.fleet.kv_tokens[0] == 5
+
+    run(main)
