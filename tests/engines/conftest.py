@@ -2,26 +2,33 @@
 
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engines.servers import MODEL_FOLDER, Engine
+if TYPE_CHECKING:
+    from tests.engines.servers import Engine
+
+NEEDED = ("vllm", "openai", "tokenizers", "fairlead")
+MODEL = Path(__file__).resolve().parents[2] / ".venv-engines" / "models" / "tiny" / "config.json"
 
 
 def pytest_sessionstart() -> None:
-    missing = [
-        name
-        for name in ("vllm", "openai", "tokenizers", "fairlead")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing or not (MODEL_FOLDER / "config.json").exists():
-        what = f"the packages {', '.join(missing)}" if missing else f"the model in {MODEL_FOLDER}"
-        raise pytest.UsageError(f"{what} are missing here: run `make test-engines`, which sets everything up")
+    missing = [f"package {name}" for name in NEEDED if importlib.util.find_spec(name) is None]
+    if not MODEL.exists():
+        missing.append(f"the model in {MODEL.parent}")
+    if missing:
+        raise pytest.UsageError(
+            f"missing here: {', '.join(missing)}. Run `make test-engines`: it sets all up."
+        )
 
 
 @pytest.fixture(scope="session")
-def engines() -> Iterator[list[Engine]]:
+def engines() -> "Iterator[list[Engine]]":
     """Two engines, warm."""
+    from tests.engines.servers import Engine
+
     both = [Engine(1), Engine(2)]
     try:
         for engine in both:
