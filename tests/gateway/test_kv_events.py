@@ -275,7 +275,8 @@ def test_resync_says_everything_again() -> None:
         await until(lambda: listener.knows(1))
         listener.emit(CacheCleared(7, "w", exact=False))  # someone else made the dispatcher forget
         listener.events.resync()
-        await until(lambda: listener.knows(1))
+        await stage.engine.publish(stored([2], tokens(2)))
+        await until(lambda: listener.knows(1, 2))
 
     play(scene)
 

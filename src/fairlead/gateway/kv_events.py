@@ -197,7 +197,7 @@ class KvEvents:
         return self._phase == "exact"
 
     def resync(self) -> None:
-        """Say everything that is known once more, within a second."""
+        """Say everything that is known once more, within a second; nothing is said until then."""
         self._resync = True
 
     async def run(self) -> None:
@@ -240,6 +240,8 @@ class KvEvents:
             self._emit(CacheStored(self._now(), self.worker, chain.keys, chain.parent))
             if count % _SLICE == 0:
                 await asyncio.sleep(0)
+                if self._resync:
+                    return  # all of it is wanted once more, from the start
 
     def _enter(self, phase: str, reason: str) -> None:
         changed = (phase, reason) != (self._phase, self._reason)
@@ -266,7 +268,7 @@ class KvEvents:
         self._batches += 1
         for event in decode_batch(payload):
             for change in self._view.apply(event):
-                if self.exact:
+                if self.exact and not self._resync:
                     self._tell(change)
                 if isinstance(change, Forgot):
                     self._whole = True
