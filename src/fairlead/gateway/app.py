@@ -264,6 +264,7 @@ class Gateway:
             asked.limit,
             "" if session is None else session.decode("latin-1"),
             now,
+            bool(asked.stream),
         )
         body = exchange.body
         hide: bool | None = None
