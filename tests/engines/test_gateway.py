@@ -193,9 +193,9 @@ def test_a_flooding_client_does_not_delay_the_others(engines: list[Engine]) -> N
     for name, times in {"fcfs": unfair, "fleet": fair, "paper": paper}.items():
         quartiles[name] = _, median, upper = statistics.quantiles(times, n=4)
         print(f"{name}: TTFT p50 {median:.3f} s, p75 {upper:.3f} s, worst {max(times):.3f} s")
-    assert quartiles["fleet"][1] < 0.3 * quartiles["fcfs"][1]
+    assert quartiles["fleet"][1] < 0.4 * quartiles["fcfs"][1]
     assert quartiles["fleet"][2] < 0.5 * quartiles["fcfs"][2]
-    assert quartiles["paper"][1] < 0.5 * quartiles["fcfs"][1]
+    assert quartiles["paper"][1] < 0.6 * quartiles["fcfs"][1]
 
 
 # ---------------------------------------------------------------------- failure
