@@ -15,7 +15,7 @@ from fairlead.gateway.sse import Tap
 from fairlead.gateway.wire import Usage, usage_of
 from fairlead.gateway.workers import Worker
 from fairlead.http.client import Call, UpstreamError
-from fairlead.http.messages import HOP_BY_HOP, Headers, error_body, error_response, head
+from fairlead.http.messages import HOP_BY_HOP, Headers, error_body, error_response, head, status_line
 from fairlead.http.server import Exchange
 
 if TYPE_CHECKING:
@@ -178,15 +178,14 @@ class Flow:
             return
         length = None
         event_stream = False
-        lines = []
-        for field in headers:
-            name = field[0]
+        lines = [status_line(status)]
+        for name, value in headers:
             if name == b"content-length":
-                length = int(field[1])
+                length = int(value)
             elif name not in HOP_BY_HOP:
-                lines.append(field)
+                lines.append(b"%b: %b\r\n" % (name, value))
                 if name == b"content-type":
-                    event_stream = field[1].startswith(b"text/event-stream")
+                    event_stream = value.startswith(b"text/event-stream")
         self.streamed = event_stream
         if self.tap is not None and not event_stream:
             self.tap = None
@@ -194,7 +193,7 @@ class Flow:
             length = None  # the length would change with what is left out
             if self.tap is None:
                 self.tap = Tap(hide=False)
-        self.exchange.begin(head(status, lines), length)
+        self.exchange.begin(b"".join(lines), length)
         self.body = b""  # from here on it is never sent again
 
     def data(self, body: bytes) -> None:

@@ -18,7 +18,7 @@ _MASK = (1 << BLOCK_KEY_BITS) - 1
 _MEMORY = 0.95
 """Weight of the past in the learned bytes a token: the last twenty prompts count."""
 _FIRST_GUESS = 4.0
-_BOUNDS = (0.25, 64.0)
+_LEAST, _MOST = 0.25, 64.0
 _CACHED_SEEDS = 4096
 _TOKENS_A_BLOCK = 16
 _ROLES = {
@@ -88,7 +88,9 @@ class BytePrompts:
         if prompt_tokens <= 0:
             return
         used = self._block_bytes / prompt.block_tokens
-        seen = min(max(used * prompt.prompt_tokens / prompt_tokens, _BOUNDS[0]), _BOUNDS[1])
+        seen = used * prompt.prompt_tokens / prompt_tokens
+        if not _LEAST <= seen <= _MOST:
+            seen = _LEAST if seen < _LEAST else _MOST
         known = self._bytes_per_token.get(model)
         if known is None:
             if len(self._bytes_per_token) >= _CACHED_SEEDS:
@@ -115,7 +117,9 @@ def canonical(asked: Asked) -> bytes:
     formats its JSON makes no difference, except inside tools and structured content.
     """
     if isinstance(asked, ChatAsked):
-        parts = [bytes(asked.tools), bytes(asked.chat_template_kwargs)]
+        parts = []
+        if asked.tools or asked.chat_template_kwargs:
+            parts += [bytes(asked.tools), bytes(asked.chat_template_kwargs)]
         for message in asked.messages:
             content, role = message.content, message.role
             parts.append(_ROLES.get(role) or b"\x01%b\x02" % role.encode("utf-8", "surrogatepass"))

@@ -67,7 +67,8 @@ class Pool:
         self.prefix = parts.path.rstrip("/").encode()
         self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._idle: list[ClientConnection] = []
-        self._busy: set[ClientConnection] = set()
+        self._open_connections: set[ClientConnection] = set()
+        """All of them, idle ones too: a set of busy ones would cost two changes a request."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self.opened = 0
@@ -76,7 +77,9 @@ class Pool:
         """Requests sent again because a kept connection turned out to be closed."""
 
     def __repr__(self) -> str:
-        return f"<Pool {self.url} busy={len(self._busy)} idle={len(self._idle)}>"
+        return (
+            f"<Pool {self.url} busy={len(self._open_connections) - len(self._idle)} idle={len(self._idle)}>"
+        )
 
     def request_bytes(
         self, method: bytes, path: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes
@@ -103,7 +106,8 @@ class Pool:
         while self._idle:
             connection = self._idle.pop()
             if connection.usable():
-                self._start(call, connection)
+                call.connection = connection
+                connection.start(call, sink, request)
                 return call
         self._open(call)
         return call
@@ -134,7 +138,7 @@ class Pool:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        for connection in [*self._idle, *self._busy]:
+        for connection in list(self._open_connections):
             connection.drop()
         for task in list(self._tasks):
             task.cancel()
@@ -145,14 +149,10 @@ class Pool:
         """Take over a connection that somebody else opened."""
         if self._sweeper is None:
             self._sweep()
+        self._open_connections.add(connection)
         self._idle.append(connection)
 
     # --- inside --------------------------------------------------------------------------------
-
-    def _start(self, call: Call, connection: ClientConnection) -> None:
-        call.connection = connection
-        self._busy.add(connection)
-        connection.start(call, call.sink, call.request)
 
     def _open(self, call: Call) -> None:
         if self._sweeper is None:
@@ -181,11 +181,12 @@ class Pool:
             raise
         self.opened += 1
         call.task = None
-        self._start(call, connection)
+        self._open_connections.add(connection)
+        call.connection = connection
+        connection.start(call, call.sink, call.request)
 
     def ended(self, connection: ClientConnection, reusable: bool) -> None:
         """The exchange on ``connection`` is over."""
-        self._busy.discard(connection)
         if reusable and self._sweeper is not None:
             self._idle.append(connection)
         else:
@@ -193,7 +194,7 @@ class Pool:
 
     def lost(self, connection: ClientConnection) -> None:
         """Forget a connection that is gone."""
-        self._busy.discard(connection)
+        self._open_connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
@@ -207,10 +208,10 @@ class Pool:
         """Time out what is quiet for too long. One timer for all: cheaper than one a request."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for connection in list(self._busy):
-            connection.check(now, self.timeouts)
-        for connection in list(self._idle):
-            if not connection.usable() or connection.idle_for(now) > self.timeouts.idle:
+        for connection in list(self._open_connections):
+            if connection.busy:
+                connection.check(now, self.timeouts)
+            elif not connection.usable() or connection.idle_for(now) > self.timeouts.idle:
                 connection.drop()
         shortest = min(self.timeouts.first_byte, self.timeouts.quiet, self.timeouts.idle, 4.0)
         self._sweeper = loop.call_later(max(0.01, shortest / 4), self._sweep)

@@ -106,6 +106,11 @@ class ClientConnection(asyncio.Protocol):
         """Whether a request may be written to it."""
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def busy(self) -> bool:
+        """Whether an exchange is under way on it."""
+        return self._sink is not None
+
     def idle_for(self, now: float) -> float:
         """Seconds since a sweep first saw it unused."""
         if not self._quiet_since:

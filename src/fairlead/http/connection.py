@@ -293,12 +293,10 @@ class ServerConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """llhttp: a header field, or a trailer field, which is counted and dropped."""
-        if self._replayed:
-            return
-        if self._head_done:
-            self._count_trailer(len(name) + len(value) + 4)
-        else:
+        if not self._head_done:
             self._headers.append((name.lower(), value))
+        elif not self._replayed:
+            self._count_trailer(len(name) + len(value) + 4)
 
     def on_headers_complete(self) -> None:
         """llhttp: check what it leaves to us (RFC 9112 sections 3.2, 6.1)."""
