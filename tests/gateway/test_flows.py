@@ -354,6 +354,30 @@ def test_a_client_that_leaves_frees_the_worker_at_once(streaming):
     run(main)
 
 
+def test_a_client_that_leaves_once_it_has_all_is_settled_and_not_cancelled():
+    """OpenAI's library closes on [DONE] and does not wait for the end of the stream."""
+
+    async def all_but_the_end(ask: Ask, writer: asyncio.StreamWriter) -> None:
+        writer.write(EVENT_STREAM + chunk(ROLE + token("hi") + USAGE_EVENT + DONE))
+        await asyncio.sleep(60)
+
+    async def main():
+        worker = MockWorker(all_but_the_end)
+        async with serving(worker) as served:
+            notes = Notes(served, chat(stream=True))
+            await notes.first.wait()
+            await asyncio.sleep(0.05)
+            notes.call.cancel()
+            await asyncio.wait_for(worker.gone.wait(), 2)
+            dispatcher = served.gateway.dispatcher
+            assert dispatcher.running == 0
+            assert {state.value: n for state, n in dispatcher.ended.items() if n} == {"done": 1}
+            assert dispatcher.ledger.account("default").delivered == (10 - 4) + 2 * 3
+            dispatcher.check()
+
+    run(main)
+
+
 def test_a_client_that_leaves_the_queue_never_reaches_a_worker():
     async def main():
         worker = MockWorker(answer(delay=0.2))

@@ -153,7 +153,12 @@ class Flow:
 
     def disconnected(self) -> None:
         """The client is gone: free the worker at once."""
-        if self.live:
+        if self.live and self.tap is not None and self.tap.usage is not None:
+            # It has all of the answer and did not wait for the end of the stream, as OpenAI's library does.
+            assert self.worker is not None
+            self.gateway.workers.succeeded(self.worker)
+            self._settle(self.tap.usage, self.worker)
+        elif self.live:
             self._ended("cancelled")
             self.gateway.step(ev.Cancelled(self.gateway.now_us(), self.request.rid))
         self.stop()
