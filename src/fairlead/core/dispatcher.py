@@ -163,8 +163,10 @@ class Dispatcher:
         settings = self.settings
         if self._retry_tokens < settings.retry_burst:
             self._retry_tokens += settings.retry_ratio
-        job = Job(request, self._seq)
-        job.expected = min(int(self._mean_output), request.max_tokens or HOUR_US)
+        expected = int(self._mean_output)
+        if request.max_tokens is not None and request.max_tokens < expected:
+            expected = request.max_tokens
+        job = Job(request, self._seq, expected)
         if not self.fleet.slots:
             self._refuse_new(job, out, "no_worker", "no worker is known")
             return
@@ -219,7 +221,7 @@ class Dispatcher:
     def _charge_output(self, job: Job, tokens: int) -> None:
         client = job.request.client
         job.decoded += tokens
-        self.ledger.decoded(client, tokens)
+        self.ledger.decoded(job.account, tokens)
         self.ordering.decoded(job.slot, client, tokens)
         self.routing.decoded(client, job.slot, tokens)
         over = max(job.decoded - job.expected, 0) - max(job.decoded - tokens - job.expected, 0)
@@ -237,12 +239,12 @@ class Dispatcher:
         if event.cached_tokens is not None:
             extend = prompt - event.cached_tokens
         elif event.prompt_tokens is not None:
-            extend = max(prompt - job.matched, 1)
+            extend = max(prompt - job.hit_tokens, 1)
         else:
             extend = job.extend
         self._settle(job, prompt - request.prompt_tokens, extend)
         self._mean_output += (job.decoded - self._mean_output) * (1 - _OUTPUT_MEMORY)
-        self.ledger.account(request.client).requests += 1
+        job.account.requests += 1
         self._leave_worker(job, computed=True)
         self.ended[State.DONE] += 1
         del self.jobs[event.rid]
@@ -251,7 +253,7 @@ class Dispatcher:
     def _settle(self, job: Job, prompt_change: int, extend: int) -> None:
         """Book the prompt work that was really done, in place of what was reserved."""
         client, slot, change = job.request.client, job.slot, extend - job.extend
-        self.ledger.settle(client, job.extend, extend)
+        self.ledger.settle(job.account, job.extend, extend)
         if change or prompt_change:
             self.ordering.corrected(slot, client, prompt_change, change)
             self.routing.corrected(client, slot, prompt_change, change)
@@ -280,13 +282,12 @@ class Dispatcher:
         job.move("retry")
         job.tried = (*job.tried, job.slot)
         job.slot = -1
-        job.item = Waiting(job.request, job.item.seq)
         self._place(job, out)
 
     def _refund(self, job: Job) -> None:
         """Take back everything that an attempt was charged, since the worker did no work for it."""
         request, slot = job.request, job.slot
-        self.ledger.refund(request.client, job.extend)
+        self.ledger.refund(job.account, job.extend)
         self.ordering.corrected(slot, request.client, -request.prompt_tokens, -job.extend)
         self.routing.unassigned(request, slot, job.extend, self.now)
         self._leave_worker(job, computed=False)
@@ -307,7 +308,7 @@ class Dispatcher:
 
     def _end_running(self, job: Job, what: str) -> None:
         """End a request on its worker, with its reservation taken as the work that was done."""
-        self.ledger.settle(job.request.client, job.extend, job.extend)
+        self.ledger.settle(job.account, job.extend, job.extend)
         self._leave_worker(job, computed=job.state is State.DECODING)
         self._end(job, what)
 
@@ -346,7 +347,7 @@ class Dispatcher:
         assert queue is not None
         self._wait(job)
         fleet.add_queued(slot, 1)
-        queue.push(job.item, self.index.ready(slot, request.keys) if self._tracked else 0)
+        queue.push(job, self.index.ready(slot, request.keys) if self._tracked else 0)
         self._pump(slot, out)
         self._count_kv(slot)
 
@@ -371,8 +372,8 @@ class Dispatcher:
             return False
         job.slot = slot = choice.slot
         job.choice = choice
-        job.matched = match.tokens[slot]
-        job.extend = job.pending = extend = request.prompt_tokens - job.matched
+        job.hit_tokens = hit = match.tokens[slot]
+        job.extend = job.pending = extend = request.prompt_tokens - hit
         self._block_tokens = request.block_tokens
         self.routing.assigned(request, slot, extend, self.now)
         job.claim = self.index.claim(slot, request.keys)
@@ -479,15 +480,14 @@ class Dispatcher:
         request, fleet = job.request, self.fleet
         claim, choice = job.claim, job.choice
         assert claim is not None
-        assert choice is not None
-        rid, client = request.rid, request.client
+        rid, client = job.rid, job.client
         matched = request.matched_tokens(self.index.start(claim))
         extend = request.prompt_tokens - matched
         if extend != job.extend:
             self.routing.corrected(client, slot, 0, extend - job.extend)
             fleet.pending[slot] += extend - job.pending
             job.extend = job.pending = extend
-            job.matched = matched
+            job.hit_tokens = matched
         job.move("dispatch")
         job.attempts += 1
         job.kv_extra = (
@@ -498,7 +498,7 @@ class Dispatcher:
         prefilling.begin(extend, self.now)
         if not request.streamed:
             prefilling.guess(rid, self.now)
-        self.ledger.reserve(client, extend, self.now)
+        job.account = self.ledger.reserve(client, extend, self.now)
         why = Why(
             choice.branch or self.routing.name,
             choice.scores,
@@ -506,7 +506,7 @@ class Dispatcher:
             matched,
             self.ordering.credit(slot, client),
         )
-        self.ordering.admitted(slot, job.item, extend)
+        self.ordering.admitted(slot, job, extend)
         hits, total = self._hits[slot]
         self._hits[slot] = hits, total = (
             hits * _HIT_MEMORY + matched,
@@ -525,8 +525,8 @@ class Dispatcher:
         queue = self._queues[slot]
         assert queue is not None
         assert job.claim is not None
-        queue.discard(job.item)
-        if self._turn[slot] is job.item:
+        queue.discard(job)
+        if self._turn[slot] is job:
             self._turn[slot] = None
         self.index.abandon(job.claim)
         self.routing.unassigned(request, slot, job.extend, self.now)
@@ -590,7 +590,7 @@ class Dispatcher:
 
     def _unpark(self, out: list[Command]) -> None:
         """Route what no worker could take before, oldest first, for as long as one can."""
-        for job in sorted(self._parked.values(), key=lambda job: job.item.seq):
+        for job in sorted(self._parked.values(), key=lambda job: job.seq):
             if not self.fleet.candidates:
                 return
             self._leave_queue(job)
@@ -604,7 +604,7 @@ class Dispatcher:
         self.fleet.set_up(slot, up=False)
         queue = self._queues[slot]
         assert queue is not None
-        moved = sorted((self.jobs[item.rid] for item in queue), key=lambda job: job.item.seq)
+        moved = sorted((self.jobs[item.rid] for item in queue), key=lambda job: job.seq)
         for job in moved:
             self._leave_queue(job)
         if event.forget_cache:

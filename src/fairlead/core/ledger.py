@@ -11,13 +11,15 @@ from fairlead.core.model import ClientId, Costs
 class Account:
     """One client's books, in service units but for ``weight`` and ``requests``."""
 
-    __slots__ = ("charged", "delivered", "last_us", "outstanding", "requests", "weight")
+    __slots__ = ("charged", "delivered", "last_us", "outstanding", "requests", "running", "weight")
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
         self.charged = 0
         self.delivered = 0
         self.outstanding = 0
+        self.running = 0
+        """Requests that were admitted and have not ended: such an account is never forgotten."""
         self.requests = 0
         """Requests that ended with an answer."""
         self.last_us = 0
@@ -46,33 +48,31 @@ class Ledger:
             found = self.accounts[client] = Account(1.0)
         return found
 
-    def reserve(self, client: ClientId, extend_tokens: int, now: int) -> None:
-        """Charge prompt work at admission, before it is done."""
-        account = self.account(client)
+    def reserve(self, client: ClientId, extend_tokens: int, now: int) -> Account:
+        """Charge prompt work at admission, before it is done. Returns the account, to settle it by."""
+        account = self.accounts.get(client) or self.account(client)
         units = self.costs.extend * extend_tokens
         account.charged += units
         account.outstanding += units
+        account.running += 1
         account.last_us = now
+        return account
 
-    def settle(self, client: ClientId, reserved_tokens: int, actual_tokens: int) -> None:
+    def settle(self, account: Account, reserved_tokens: int, actual_tokens: int) -> None:
         """Replace a reservation by the prompt work that was really done."""
-        account = self.account(client)
-        reserved = self.costs.extend * reserved_tokens
-        actual = self.costs.extend * actual_tokens
-        account.charged += actual - reserved
-        account.outstanding -= reserved
+        price = self.costs.extend
+        actual = price * actual_tokens
+        account.charged += actual - price * reserved_tokens
+        account.outstanding -= price * reserved_tokens
         account.delivered += actual
+        account.running -= 1
 
-    def refund(self, client: ClientId, reserved_tokens: int) -> None:
+    def refund(self, account: Account, reserved_tokens: int) -> None:
         """Take back a reservation whose work was never done."""
-        account = self.account(client)
-        units = self.costs.extend * reserved_tokens
-        account.charged -= units
-        account.outstanding -= units
+        self.settle(account, reserved_tokens, 0)
 
-    def decoded(self, client: ClientId, tokens: int) -> None:
+    def decoded(self, account: Account, tokens: int) -> None:
         """Charge output tokens that were delivered; negative corrects an earlier over-count."""
-        account = self.account(client)
         units = self.costs.output * tokens
         account.charged += units
         account.delivered += units
@@ -82,7 +82,7 @@ class Ledger:
 
         Takes time in proportion to the number of accounts; meant for a tick every minute or so.
         """
-        settled = [(a.last_us, c) for c, a in self.accounts.items() if not a.outstanding]
+        settled = [(a.last_us, c) for c, a in self.accounts.items() if not a.running]
         excess = len(self.accounts) - cap
         settled.sort()
         for rank, (last_us, client) in enumerate(settled):
@@ -98,4 +98,5 @@ class Ledger:
         """Raise AssertionError unless every account balances."""
         for client, a in self.accounts.items():
             assert a.charged == a.delivered + a.outstanding, f"ledger of {client} does not balance: {a!r}"
+            assert a.running or not a.outstanding, f"ledger of {client} reserves for nothing: {a!r}"
             assert a.outstanding >= 0, f"ledger of {client} owes work: {a!r}"
