@@ -147,7 +147,7 @@ class Gateway:
 
     def report_progress(self, flow: Flow) -> None:
         """Tell the dispatcher of a flow's tokens now."""
-        tokens, flow.progress = flow.progress, 0
+        tokens = flow.take_progress()
         if tokens:
             self.step(ev.Progressed(self.now_us(), flow.request.rid, tokens))
 

@@ -42,10 +42,10 @@ class Flow:
         "gateway",
         "kept",
         "kept_size",
+        "listed",
         "live",
         "model",
         "path",
-        "progress",
         "prompt",
         "refused",
         "request",
@@ -82,8 +82,8 @@ class Flow:
         self.arrived_us = request.arrived_us
         self.first_us = 0
         self.live = False
-        self.progress = 0
-        """Output tokens seen and not yet reported."""
+        self.listed = False
+        """Whether the gateway will ask for progress soon."""
         self.worker: Worker | None = None
         self.call: Call | None = None
         self.status = 0
@@ -95,6 +95,15 @@ class Flow:
 
     def __repr__(self) -> str:
         return f"<Flow {self.request.rid} {self.client.name} on {self.worker} status={self.status}>"
+
+    def take_progress(self) -> int:
+        """Return the output tokens seen since the last call."""
+        self.listed = False
+        tap = self.tap
+        if tap is None:
+            return 0
+        tokens, tap.events = tap.events, 0
+        return tokens
 
     # --- commands ------------------------------------------------------------------------------
 
@@ -216,16 +225,11 @@ class Flow:
             self.exchange.send(out)
         else:
             self.exchange.flush()
-        events = tap.events
-        if events:
-            tap.events = 0
+        if tap.events and not self.listed:
             if not self.first_us:
                 self._first_token()
-            if self.progress:
-                self.progress += events
-            else:
-                self.progress = events
-                self.gateway.made_progress(self)
+            self.listed = True
+            self.gateway.made_progress(self)
 
     def end(self) -> None:
         """The answer is whole: settle."""
@@ -273,7 +277,6 @@ class Flow:
             self._ended("ok")
             gateway.step(ev.Finished(now, rid))
             return
-        self.progress = 0  # the usage says it all
         prompt_tokens, cached, output = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
         if prompt_tokens:
             gateway.prompts.learn(self.model, self.prompt, prompt_tokens)
@@ -300,6 +303,5 @@ class Flow:
 
     def _ended(self, result: str) -> None:
         self.live = False
-        self.progress = 0
         self.figures.ended(result)
         self.gateway.forget(self)
