@@ -1,4 +1,5 @@
 import json
+import random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,6 +7,7 @@ from xxhash import xxh3_64_intdigest
 
 from fairlead.core.keys import byte_keys, seed_key
 from fairlead.core.model import BLOCK_KEY_BITS
+from fairlead.gateway import prompt as prompt_module
 from fairlead.gateway.prompt import BytePrompts, canonical
 from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, decode
 
@@ -26,6 +28,22 @@ def test_keys_are_those_of_the_core():
     assert prompt.keys == expected
     assert len(prompt.keys) == len(canonical(request)) // 64
     assert all(key < 1 << BLOCK_KEY_BITS for key in prompt.keys)
+
+
+def test_spans_that_were_seen_before_give_the_same_keys(monkeypatch):
+    """The cache of spans changes nothing, also when it turns over."""
+    monkeypatch.setattr(prompt_module, "_SPANS", 5)
+    prompts = BytePrompts()
+    rng = random.Random(1)
+    shared = ["".join(rng.choices("abc", k=3000)) for _ in range(3)]
+    for _ in range(200):
+        request = asked(
+            [say("system", rng.choice(shared)[: rng.randrange(3000)]), say("user", str(rng.random()))]
+        )
+        expected = byte_keys(canonical(request), 64, seed_key("m"), xxh3_64_intdigest)
+        assert prompts.keys(CHAT, request).keys == expected
+        assert len(prompts._spans) <= 5
+        assert len(prompts._old_spans) <= 5
 
 
 @given(

@@ -21,6 +21,10 @@ _FIRST_GUESS = 4.0
 _LEAST, _MOST = 0.25, 64.0
 _CACHED_SEEDS = 4096
 _TOKENS_A_BLOCK = 16
+_SPAN = 8
+"""Blocks that are looked up together: prompts repeat, so most spans were seen before."""
+_SPANS = 16_384
+"""Spans in a generation of the cache: 8 MiB of prompts, and about 8 MiB of memory."""
 _ROLES = {
     role: f"\x01{role}\x02".encode()
     for role in ("system", "developer", "user", "assistant", "tool", "function")
@@ -62,6 +66,8 @@ class BytePrompts:
     def __init__(self, block_tokens: int = _TOKENS_A_BLOCK) -> None:
         self._block_bytes = int(block_tokens * _FIRST_GUESS)
         self._blocks = Struct(f"{self._block_bytes}s").iter_unpack
+        self._spans: dict[int, list[BlockKey]] = {}
+        self._old_spans: dict[int, list[BlockKey]] = {}
         self._bytes_per_token: dict[str, float] = {}
         self._seeds: dict[tuple[str, str | None], int] = {}
 
@@ -73,15 +79,36 @@ class BytePrompts:
         if seed is None:
             seed = self._new_seed(model, asked.cache_salt)
         size = len(data)
-        rest = size % self._block_bytes
-        key, digest, mask = seed, xxh3_64_intdigest, _MASK
-        keys = []
-        for (block,) in self._blocks(data[:-rest] if rest else data):
-            keys.append(key := digest(block, key) & mask)
+        key, digest, spans = seed, xxh3_64_intdigest, self._spans
+        keys: list[BlockKey] = []
+        span = self._block_bytes * _SPAN
+        begin = 0
+        for end in range(span, size + 1, span):
+            # The name chains as the keys do, so one look-up stands for all blocks of the span.
+            name = digest(data[begin:end], key)
+            known = spans.get(name) or self._span(name, data[begin:end], key)
+            keys += known
+            key = known[-1]
+            begin = end
+        keys += self._chain(data[begin : size - size % self._block_bytes], key)
         rate = self._bytes_per_token.get(model, _FIRST_GUESS)
         return Prompt(keys, int(size / rate) + 1, self._block_bytes / rate)
 
     keys_now = keys
+
+    def _chain(self, data: bytes, key: BlockKey) -> list[BlockKey]:
+        """Return the keys of whole blocks that follow the one with ``key``."""
+        digest, mask = xxh3_64_intdigest, _MASK
+        return [key := digest(block, key) & mask for (block,) in self._blocks(data)]
+
+    def _span(self, name: int, data: bytes, key: BlockKey) -> list[BlockKey]:
+        """Return the keys of a span that is not in the young generation, and keep them there."""
+        if len(self._spans) >= _SPANS:
+            # Two generations make a cheap LRU: what was not asked for since the last turn goes.
+            self._old_spans = self._spans.copy()
+            self._spans.clear()
+        found = self._spans[name] = self._old_spans.pop(name, []) or self._chain(data, key)
+        return found
 
     def learn(self, model: str, prompt: Prompt, prompt_tokens: int) -> None:
         """Move the model's bytes a token towards what this prompt had."""
