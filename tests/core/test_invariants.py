@@ -181,3 +181,15 @@ def test_a_request_below_credit_is_sent_at_once_and_says_why() -> None:
     assert repr(d) == (
         "<Dispatcher queued=0 running=2 done=0 rejected=0 cancelled=0 failed=0 | w1:up 2/256+0 w2:up 0/256+0>"
     )
+
+
+@pytest.mark.parametrize("end", [ev.Finished(3, 1), ev.Cancelled(3, 1), ev.Failed(3, 1, retryable=False)])
+def test_a_worker_that_is_gone_frees_its_slot_with_its_last_request(end: ev.Event) -> None:
+    d = make_dispatcher()
+    d.step(ev.WorkerUp(0, "w1", Limits()))
+    d.step(ev.Arrived(1, Request(1, "ann", 100)))
+    d.step(ev.WorkerGone(2, "w1"))
+    assert "w1" in d.fleet.slots
+    d.step(end)
+    assert d.fleet.slots == {}
+    d.check()

@@ -74,7 +74,7 @@ class Dispatcher:
         self._tracked = ordering.uses_match
         """Whether queues keep ``Waiting.matched`` current."""
         self.ledger = Ledger(self.settings.costs)
-        self.fleet = FleetState()
+        self.fleet = FleetState(self._count_kv)
         self.index = PrefixIndex(self._on_stored, self._on_evicted)
         self.shares = QueueShares()
         self.jobs: dict[RequestId, Job] = {}
@@ -219,44 +219,49 @@ class Dispatcher:
         self._charge_output(job, event.tokens)
 
     def _charge_output(self, job: Job, tokens: int) -> None:
-        client = job.request.client
-        job.decoded += tokens
+        self._decoded(job, tokens)
+        self.ordering.decoded(job.slot, job.client, tokens)
+        self.routing.decoded(job.client, job.slot, tokens)
+
+    def _decoded(self, job: Job, tokens: int) -> None:
+        """Count output tokens in the dispatcher's own books."""
+        before = job.decoded
+        job.decoded = after = before + tokens
         self.ledger.decoded(job.account, tokens)
-        self.ordering.decoded(job.slot, client, tokens)
-        self.routing.decoded(client, job.slot, tokens)
-        over = max(job.decoded - job.expected, 0) - max(job.decoded - tokens - job.expected, 0)
-        if over:
+        expected = job.expected
+        if after > expected or before > expected:
+            over = max(after - expected, 0) - max(before - expected, 0)
             job.kv_extra += over
             self._kv_extra[job.slot] += over
 
     def _finished(self, event: ev.Finished, out: list[Command]) -> None:
         job = self._job(event.rid)
         job.move("finish")
-        request, slot = job.request, job.slot
-        if event.output_tokens is not None and event.output_tokens != job.decoded:
-            self._charge_output(job, event.output_tokens - job.decoded)
-        prompt = request.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
-        if event.cached_tokens is not None:
-            extend = prompt - event.cached_tokens
-        elif event.prompt_tokens is not None:
-            extend = max(prompt - job.hit_tokens, 1)
+        slot, expected_prompt = job.slot, job.request.prompt_tokens
+        _, rid, prompt, cached, output = event
+        if prompt is None:
+            prompt = expected_prompt
+        if cached is not None:
+            extend = prompt - cached
         else:
-            extend = job.extend
-        self._settle(job, prompt - request.prompt_tokens, extend)
+            extend = job.extend if prompt == expected_prompt else max(prompt - job.hit_tokens, 1)
+        more = 0 if output is None else output - job.decoded
+        if more:
+            self._decoded(job, more)
+        self.ledger.settle(job.account, job.extend, extend)
+        prompt_change, change = prompt - expected_prompt, extend - job.extend
+        if more or change or prompt_change:
+            self.ordering.settled(slot, job.client, prompt_change, change, more)
+            self.routing.settled(job.client, slot, prompt_change, change, more)
         self._mean_output += (job.decoded - self._mean_output) * (1 - _OUTPUT_MEMORY)
         job.account.requests += 1
         self._leave_worker(job, computed=True)
         self.ended[State.DONE] += 1
-        del self.jobs[event.rid]
-        self._pump(slot, out)
-
-    def _settle(self, job: Job, prompt_change: int, extend: int) -> None:
-        """Book the prompt work that was really done, in place of what was reserved."""
-        client, slot, change = job.request.client, job.slot, extend - job.extend
-        self.ledger.settle(job.account, job.extend, extend)
-        if change or prompt_change:
-            self.ordering.corrected(slot, client, prompt_change, change)
-            self.routing.corrected(client, slot, prompt_change, change)
+        del self.jobs[rid]
+        if self.fleet.queued[slot]:
+            self._pump(slot, out)
+        if slot in self._leaving:
+            self._free_if_empty(slot)
 
     def _failed(self, event: ev.Failed, out: list[Command]) -> None:
         job = self._job(event.rid)
@@ -341,7 +346,7 @@ class Dispatcher:
         ):
             fleet.begin(slot)
             self._admit(job, slot, out)
-            self._count_kv(slot)
+            self.fleet.kv_stale.add(slot)
             return
         queue = self._queues[slot]
         assert queue is not None
@@ -349,7 +354,7 @@ class Dispatcher:
         fleet.add_queued(slot, 1)
         queue.push(job, self.index.ready(slot, request.keys) if self._tracked else 0)
         self._pump(slot, out)
-        self._count_kv(slot)
+        self.fleet.kv_stale.add(slot)
 
     def _wait(self, job: Job) -> None:
         """Count a request among the waiting."""
@@ -397,11 +402,13 @@ class Dispatcher:
         candidate_mask = fleet.candidate_mask
         for blocks, mask in self.index.match(request.keys):
             matched = request.matched_tokens(blocks)
-            for slot in self._slots(mask):
+            slots = self._slots(mask)
+            for slot in slots:
                 tokens[slot] = matched
-            if not holders and mask & candidate_mask and matched:
+            eligible = mask & candidate_mask
+            if eligible and matched and not holders:
                 best, blocks_best = matched, blocks
-                holders = self._slots(mask & candidate_mask)
+                holders = slots if eligible == mask else self._slots(eligible)
         return Match(tokens, best, holders, blocks_best)
 
     def _slots(self, mask: int) -> tuple[int, ...]:
@@ -445,7 +452,7 @@ class Dispatcher:
             self.shares.remove(item.client, item.rid)
             fleet.start(slot)
             self._admit(job, slot, out)
-            self._count_kv(slot)
+            self.fleet.kv_stale.add(slot)
 
     def _fits(self, slot: int, item: Waiting) -> bool:
         """Say whether the worker has credit for a request that waits for it."""
@@ -499,14 +506,8 @@ class Dispatcher:
         if not request.streamed:
             prefilling.guess(rid, self.now)
         job.account = self.ledger.reserve(client, extend, self.now)
-        why = Why(
-            choice.branch or self.routing.name,
-            choice.scores,
-            job.candidates,
-            matched,
-            self.ordering.credit(slot, client),
-        )
-        self.ordering.admitted(slot, job, extend)
+        credit = self.ordering.admitted(slot, job, extend)
+        why = Why(choice.branch or self.routing.name, choice.scores, job.candidates, matched, credit)
         hits, total = self._hits[slot]
         self._hits[slot] = hits, total = (
             hits * _HIT_MEMORY + matched,
@@ -533,7 +534,7 @@ class Dispatcher:
         self.fleet.pending[slot] -= job.pending
         job.pending = 0
         self.fleet.add_queued(slot, -1)
-        self._count_kv(slot)
+        self.fleet.kv_stale.add(slot)
 
     def _leave_worker(self, job: Job, *, computed: bool) -> None:
         """Give back the credit of a running request; its blocks stay cached if they were computed."""
@@ -550,12 +551,13 @@ class Dispatcher:
         self._kv_extra[slot] -= job.kv_extra
         job.kv_extra = 0
         self.fleet.end(slot)
-        self._count_kv(slot)
+        self.fleet.kv_stale.add(slot)
 
-    def _count_kv(self, slot: int) -> None:
+    def _count_kv(self, slot: int) -> tuple[int, int]:
+        """Return the KV tokens in use and cached on a worker."""
         tokens = self._sized_for
-        self.fleet.kv_used[slot] = int(self.index.assigned(slot) * tokens) + self._kv_extra[slot]
-        self.fleet.kv_cached[slot] = int(self.index.cached(slot) * tokens)
+        in_use = int(self.index.assigned(slot) * tokens) + self._kv_extra[slot]
+        return in_use, int(self.index.cached(slot) * tokens)
 
     # ------------------------------------------------------------------ workers and their caches
 
@@ -609,7 +611,7 @@ class Dispatcher:
             self._leave_queue(job)
         if event.forget_cache:
             self.index.clear(slot, self._exact[slot])
-            self._count_kv(slot)
+            self.fleet.kv_stale.add(slot)
         for job in moved:
             job.slot = -1
             self._place(job, out)
@@ -647,16 +649,19 @@ class Dispatcher:
     def _cache_stored(self, event: ev.CacheStored, out: list[Command]) -> None:
         slot = self.fleet.slots[event.worker]
         self.index.stored(slot, event.keys, event.parent)
+        self.fleet.kv_stale.add(slot)
         self._pump(slot, out)
 
     def _cache_evicted(self, event: ev.CacheEvicted, out: list[Command]) -> None:
-        self.index.evicted(self.fleet.slots[event.worker], event.keys)
+        slot = self.fleet.slots[event.worker]
+        self.index.evicted(slot, event.keys)
+        self.fleet.kv_stale.add(slot)
 
     def _cache_cleared(self, event: ev.CacheCleared, out: list[Command]) -> None:
         slot = self.fleet.slots[event.worker]
         self.index.clear(slot, event.exact)
         self._exact[slot] = event.exact
-        self._count_kv(slot)
+        self.fleet.kv_stale.add(slot)
 
     def _on_stored(self, slot: int, keys: Iterable[BlockKey]) -> None:
         queue = self._queues[slot]
@@ -689,6 +694,7 @@ class Dispatcher:
             self._sized_for = self._block_tokens
             for slot in self.fleet.slots.values():
                 self.index.resize(slot, self._blocks(self.fleet.kv_tokens[slot]))
+                self.fleet.kv_stale.add(slot)
                 self._pump(slot, out)
         for slot in self.fleet.slots.values():
             self._guess_computed(slot, out)

@@ -4,6 +4,7 @@ Slots are reused, so that lists stay as long as the largest number of workers ev
 and a decision over a thousand workers is a few passes over plain lists of numbers.
 """
 
+from collections.abc import Callable
 from math import sqrt
 
 from fairlead.core.model import Limits, WorkerId
@@ -14,7 +15,9 @@ _ROOTS = [sqrt(n + 1) for n in range(4096)]
 class FleetState:
     """The writable side of ``routing.base.Fleet``. Only the dispatcher writes to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, count_kv: Callable[[int], tuple[int, int]]) -> None:
+        self._count_kv = count_kv
+        """Gives a slot's KV tokens in use and cached."""
         self.ids: list[WorkerId] = []
         self.slots: dict[WorkerId, int] = {}
         self.up: list[bool] = []
@@ -25,8 +28,10 @@ class FleetState:
         self.bs: list[int] = []
         self.root: list[float] = []
         self.pending: list[int] = []
-        self.kv_used: list[int] = []
-        self.kv_cached: list[int] = []
+        self._kv_used: list[int] = []
+        self._kv_cached: list[int] = []
+        self.kv_stale: set[int] = set()
+        """Slots whose KV counts changed since a policy last looked: most policies never look."""
         self.kv_tokens: list[int] = []
         self.sequences: list[int] = []
         self.queue_limit: list[int] = []
@@ -35,6 +40,25 @@ class FleetState:
         self.engine_running: list[int] = []
         self.reported_us: list[int] = []
         self._free: list[int] = []
+
+    @property
+    def kv_used(self) -> list[int]:
+        """KV tokens in use by assigned requests."""
+        if self.kv_stale:
+            self._recount()
+        return self._kv_used
+
+    @property
+    def kv_cached(self) -> list[int]:
+        """Tokens that the prefix cache is known to hold."""
+        if self.kv_stale:
+            self._recount()
+        return self._kv_cached
+
+    def _recount(self) -> None:
+        for slot in self.kv_stale:
+            self._kv_used[slot], self._kv_cached[slot] = self._count_kv(slot)
+        self.kv_stale.clear()
 
     def join(self, worker: WorkerId) -> int:
         """Give ``worker`` a slot, the lowest free one, and return it."""
@@ -51,7 +75,7 @@ class FleetState:
         self.ids.append("")
         self.up.append(False)
         for zeros in (
-            self.running, self.queued, self.bs, self.pending, self.kv_used, self.kv_cached, self.kv_tokens,
+            self.running, self.queued, self.bs, self.pending, self._kv_used, self._kv_cached, self.kv_tokens,
             self.sequences, self.queue_limit, self.engine_waiting, self.engine_running, self.reported_us,
         ):  # fmt: skip
             zeros.append(0)
@@ -64,7 +88,8 @@ class FleetState:
         del self.slots[self.ids[slot]]
         self.ids[slot] = ""
         self.up[slot] = False
-        for numbers in (self.pending, self.kv_used, self.kv_cached, self.kv_tokens, self.sequences):
+        self.kv_stale.discard(slot)
+        for numbers in (self.pending, self._kv_used, self._kv_cached, self.kv_tokens, self.sequences):
             numbers[slot] = 0
         self.queue_limit[slot] = self.engine_waiting[slot] = self.engine_running[slot] = 0
         self.reported_us[slot] = 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fairlead.core.ledger import Account
-from fairlead.core.lifecycle import State, move
+from fairlead.core.lifecycle import MOVES, LifecycleError, State
 from fairlead.core.model import Request
 from fairlead.core.ordering.base import Waiting
 from fairlead.core.prefix_tree import Claim
@@ -48,7 +48,10 @@ class Job(Waiting):
 
     def move(self, what: str) -> None:
         """Make a legal move of the lifecycle; ``LifecycleError`` otherwise."""
-        self.state = move(self.rid, self.state, what)
+        try:
+            self.state = MOVES[self.state][what]
+        except KeyError:
+            raise LifecycleError(f"request {self.rid} is {self.state}: it cannot {what}") from None
 
     def __repr__(self) -> str:
         return f"<Job {self.rid} {self.client} {self.state} slot={self.slot}>"

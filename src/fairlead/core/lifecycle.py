@@ -60,11 +60,3 @@ MOVES: dict[State, dict[str, State]] = {
 }
 
 ENDS = (State.DONE, State.REJECTED, State.CANCELLED, State.FAILED)
-
-
-def move(rid: int, state: State, what: str) -> State:
-    """Return the state after ``what``; raise ``LifecycleError`` when the table has no such move."""
-    try:
-        return MOVES[state][what]
-    except KeyError:
-        raise LifecycleError(f"request {rid} is {state}: it cannot {what}") from None

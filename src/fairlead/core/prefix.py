@@ -194,7 +194,8 @@ class PrefixIndex:
 
     def _settle(self, tree: SlotTree) -> None:
         """Evict, then give the notices."""
-        tree.evict()
+        if tree.cached > tree.capacity or tree.exact is not None:
+            tree.evict()
         gone = tree.unready
         if gone:
             tree.unready = []

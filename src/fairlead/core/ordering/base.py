@@ -107,11 +107,12 @@ class Ordering(Protocol):
     def set_weight(self, client: ClientId, weight: float) -> None:
         """Set a client's weight (> 0; 1 when never set)."""
 
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> None:
+    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:
         """``item`` was taken from queue ``number`` and runs; ``extend_tokens`` will be computed.
 
         A request that ran before and comes through a queue again is charged again: take back with
         ``corrected`` what it was charged and will not get, so that no work is charged twice.
+        Returns what ``credit`` would have said just before.
         """
 
     def decoded(self, number: int, client: ClientId, tokens: int) -> None:
@@ -119,6 +120,11 @@ class Ordering(Protocol):
 
     def corrected(self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int) -> None:
         """Prompt work differs from what was charged at admission by these signed amounts."""
+
+    def settled(
+        self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int, output_tokens: int
+    ) -> None:
+        """A request ended: ``corrected`` and ``decoded`` in one."""
 
     def credit(self, number: int, client: ClientId) -> float:
         """What the client may still use before it waits, for explanations; 0 where nothing is kept."""
@@ -183,14 +189,22 @@ class OrderingBase(Generic[Q]):
         if not (weight > 0 and isfinite(weight)):
             raise ValueError(f"the weight of client {client!r} must be a number above 0, not {weight!r}")
 
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> None:
-        """Ignore."""
+    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:  # noqa: ARG002 - one interface
+        """Return 0: nothing is kept."""
+        return 0.0
 
     def decoded(self, number: int, client: ClientId, tokens: int) -> None:
         """Ignore."""
 
     def corrected(self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int) -> None:
         """Ignore."""
+
+    def settled(
+        self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int, output_tokens: int
+    ) -> None:
+        """Correct, and count the output."""
+        self.corrected(number, client, prompt_tokens, extend_tokens)
+        self.decoded(number, client, output_tokens)
 
     def credit(self, number: int, client: ClientId) -> float:  # noqa: ARG002 - one interface
         """Return 0: nothing is kept."""

@@ -336,9 +336,12 @@ class Dlpm(OrderingBase[DlpmQueue]):
         for scope in self._deficits():
             scope.set_weight(client)
 
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> None:
-        """Charge the prompt tokens that will be computed."""
-        self._charge(number, item.client, self.costs.extend * extend_tokens)
+    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:
+        """Charge the prompt tokens that will be computed; return q before that."""
+        scope = self._fleet or self._scopes[number]
+        credit = scope.credit(item.client)
+        scope.charge(item.client, self.costs.extend * extend_tokens)
+        return credit
 
     def decoded(self, number: int, client: ClientId, tokens: int) -> None:
         """Charge output tokens."""
@@ -347,6 +350,17 @@ class Dlpm(OrderingBase[DlpmQueue]):
     def corrected(self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int) -> None:  # noqa: ARG002 - one interface
         """Charge the signed difference in computed prompt tokens."""
         self._charge(number, client, self.costs.extend * extend_tokens)
+
+    def settled(
+        self,
+        number: int,
+        client: ClientId,
+        prompt_tokens: int,  # noqa: ARG002 - one interface
+        extend_tokens: int,
+        output_tokens: int,
+    ) -> None:
+        """Charge the difference in computed prompt tokens, and the output, at once."""
+        self._charge(number, client, self.costs.extend * extend_tokens + self.costs.output * output_tokens)
 
     def _charge(self, number: int, client: ClientId, units: int) -> None:
         """Charge where the client's account is; the books of a worker that is gone are closed."""

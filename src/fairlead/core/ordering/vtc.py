@@ -252,9 +252,11 @@ class Vtc(OrderingBase[VtcQueue]):
         for scope in self._counters():
             scope.set_weight(client)
 
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> None:  # noqa: ARG002 - one interface
-        """Charge the whole prompt, cached or not."""
+    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:  # noqa: ARG002 - one interface
+        """Charge the whole prompt, cached or not; return minus the counter before that."""
+        credit = self.credit(number, item.client)
         self._charge(number, item.client, self.costs.extend * item.request.prompt_tokens)
+        return credit
 
     def decoded(self, number: int, client: ClientId, tokens: int) -> None:
         """Charge output tokens."""

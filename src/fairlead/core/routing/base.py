@@ -126,6 +126,11 @@ class Routing(Protocol):
     def decoded(self, client: ClientId, slot: int, tokens: int) -> None:
         """``tokens`` output tokens were computed for the client on the slot."""
 
+    def settled(
+        self, client: ClientId, slot: int, prompt_tokens: int, extend_tokens: int, output_tokens: int
+    ) -> None:
+        """A request ended: ``corrected`` and ``decoded`` in one."""
+
     def set_weight(self, client: ClientId, weight: float) -> None:
         """Set a client's weight (> 0; 1 when never set)."""
 
@@ -181,6 +186,13 @@ class RoutingBase:
 
     def decoded(self, client: ClientId, slot: int, tokens: int) -> None:
         """Ignore."""
+
+    def settled(
+        self, client: ClientId, slot: int, prompt_tokens: int, extend_tokens: int, output_tokens: int
+    ) -> None:
+        """Correct, and count the output."""
+        self.corrected(client, slot, prompt_tokens, extend_tokens)
+        self.decoded(client, slot, output_tokens)
 
     def set_weight(self, client: ClientId, weight: float) -> None:
         """Ignore."""

@@ -46,6 +46,13 @@ class DeficitRouting(RoutingBase):
         """Charge output tokens."""
         self.books.charge(client, slot, self.context.costs.output * tokens)
 
+    def settled(
+        self, client: ClientId, slot: int, prompt_tokens: int, extend_tokens: int, output_tokens: int
+    ) -> None:
+        """Charge what real usage adds, and the output, at once."""
+        costs, tokens = self.context.costs, prompt_tokens if self._whole_prompt else extend_tokens
+        self.books.charge(client, slot, costs.extend * tokens + costs.output * output_tokens)
+
     def set_weight(self, client: ClientId, weight: float) -> None:
         """Set the client's share of a quantum."""
         self.books.set_weight(client, weight)
