@@ -264,8 +264,9 @@ def main() -> int:
     parser.add_argument("--picks", type=int, default=3000, help="timed picks a row (default 3000)")
     parser.add_argument("--naive-picks", type=int, default=30, help="picks of the naive version (default 30)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--quick", action="store_true", help="500 picks a row")
     args = parser.parse_args()
-    picks: int = args.picks
+    picks: int = 500 if args.quick else args.picks
 
     heads = ("us", "p99 us", "blocks noticed")
     lengths = [(1000, n, *pick_us("dlpm", 1000, n, picks)) for n in (1000, 2000, 5000, 10_000, 20_000)]

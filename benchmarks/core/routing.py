@@ -119,7 +119,9 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--quick", action="store_true", help="5 repeats")
+    args = parser.parse_args()
+    repeats: int = 5 if args.quick else args.repeats
     print("| policy | " + " | ".join(f"{n} workers" for n in SIZES) + " |\n|---|" + "---:|" * len(SIZES))
     for name in POLICIES.names():
         cells = []

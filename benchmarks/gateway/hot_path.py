@@ -95,7 +95,9 @@ async def measure(gateway: Gateway, requests: list[bytes], answer: list[bytes], 
     for number in range(count):
         server.data_received(requests[number % len(requests)])
         (flow,) = flows.values()
+        assert flow.call is not None
         connection = flow.call.connection
+        assert connection is not None
         for part in answer:
             connection.data_received(part)
     used = time.process_time() - began
