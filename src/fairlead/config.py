@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from fairlead.core.params import nearest
+from fairlead.core.params import SWITCH_WORDS, nearest
 
 ENV_PREFIX = "FAIRLEAD_"
 KEY_PREFIX = "sha256:"
@@ -206,18 +206,6 @@ def _show(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-_WORDS = {
-    "true": True,
-    "on": True,
-    "yes": True,
-    "1": True,
-    "false": False,
-    "off": False,
-    "no": False,
-    "0": False,
-}
-
-
 def _value(option: Field[Any], given: object, where: str, *, strict: bool) -> object:
     """Return ``given`` as the option's type. Texts stand for numbers and switches unless ``strict``."""
     kind = option.type
@@ -227,7 +215,7 @@ def _value(option: Field[Any], given: object, where: str, *, strict: bool) -> ob
     elif kind is bool:
         value = given if isinstance(given, bool) else None
         if isinstance(given, str) and not strict:
-            value = _WORDS.get(given.lower())
+            value = SWITCH_WORDS.get(given.lower())
     elif kind is str:
         value = given if isinstance(given, str) else None
     elif not isinstance(given, bool) and isinstance(given, (int, float) if strict else (int, float, str)):

@@ -12,6 +12,13 @@ class PolicyError(ValueError):
     """An unknown policy or parameter, or a value out of range. The message lists what is valid."""
 
 
+SWITCH_WORDS = {
+    "true": True, "on": True, "yes": True, "1": True,
+    "false": False, "off": False, "no": False, "0": False,
+}  # fmt: skip
+"""What stands for a switch in texts: command lines and the environment."""
+
+
 class Param(NamedTuple):
     """One dial of a policy. The type of ``default`` is the type of the parameter."""
 
@@ -103,20 +110,10 @@ def resolve(policy: str, params: tuple[Param, ...], given: Mapping[str, object])
 
 
 def _parse_bool(given: object) -> bool:
-    words = {
-        "true": True,
-        "on": True,
-        "yes": True,
-        "1": True,
-        "false": False,
-        "off": False,
-        "no": False,
-        "0": False,
-    }
     if isinstance(given, bool):
         return given
-    if isinstance(given, str) and given.lower() in words:
-        return words[given.lower()]
+    if isinstance(given, str) and given.lower() in SWITCH_WORDS:
+        return SWITCH_WORDS[given.lower()]
     raise ValueError
 
 

@@ -6,9 +6,10 @@ from itertools import chain, count
 from typing import ClassVar
 
 from fairlead.core.model import BlockKey, ClientId
-from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingBase, OrderingContext, Waiting
+from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingContext, Waiting
 from fairlead.core.ordering.deficits import Deficit, Deficits
 from fairlead.core.ordering.heaps import SPARE, ItemHeap, Rank
+from fairlead.core.ordering.scoped import ScopedOrdering
 from fairlead.core.ordering.tracker import MatchTracker
 from fairlead.core.params import Param
 
@@ -257,7 +258,7 @@ class DlpmQueue:
         return chain.from_iterable(self._lanes.values())
 
 
-class Dlpm(OrderingBase[DlpmQueue]):
+class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
     """Longest match first among clients that have credit; whoever has none waits for a refill.
 
     Service is charged when it is known: computed prompt tokens at admission, output tokens as they
@@ -308,81 +309,17 @@ class Dlpm(OrderingBase[DlpmQueue]):
         on_no_fit: str = "stop",
         debt_limit: int = 32,
     ) -> None:
-        super().__init__(context)
-        self._quantum = quantum
-        self.skips = on_no_fit == "skip"
+        super().__init__(
+            context,
+            lambda: Deficits(quantum, self._weights),
+            fleet=scope == "fleet",
+            skips=on_no_fit == "skip",
+        )
         self._debt_limit = debt_limit
-        self._weights: dict[ClientId, float] = {}
-        self._fleet = Deficits(quantum, self._weights) if scope == "fleet" else None
-        self._scopes: dict[int, Deficits] = {}
 
     def _new_queue(self, number: int, matched: Matched) -> DlpmQueue:
-        scope = self._scopes[number] = self._fleet or Deficits(self._quantum, self._weights)
-        return DlpmQueue(number, scope, matched, self.skips, self._debt_limit)
+        return DlpmQueue(number, self._scope_of_new(number), matched, self.skips, self._debt_limit)
 
     def passes(self, number: int, client: ClientId) -> bool:
         """Let it pass if it would be served now, with the refill that it would cause."""
         return self._scopes[number].passes(client, self._debt_limit)
-
-    def drop_queue(self, number: int) -> None:
-        """Forget an empty queue, and with ``scope=worker`` the deficits that were kept for it."""
-        super().drop_queue(number)
-        del self._scopes[number]
-
-    def set_weight(self, client: ClientId, weight: float) -> None:
-        """Set a client's weight; debts stay as they are. Raises ValueError unless it is above 0."""
-        super().set_weight(client, weight)
-        self._weights[client] = weight
-        for scope in self._deficits():
-            scope.set_weight(client)
-
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:
-        """Charge the prompt tokens that will be computed; return q before that."""
-        scope = self._fleet or self._scopes[number]
-        credit = scope.credit(item.client)
-        scope.charge(item.client, self.costs.extend * extend_tokens)
-        return credit
-
-    def decoded(self, number: int, client: ClientId, tokens: int) -> None:
-        """Charge output tokens."""
-        self._charge(number, client, self.costs.output * tokens)
-
-    def corrected(self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int) -> None:  # noqa: ARG002 - one interface
-        """Charge the signed difference in computed prompt tokens."""
-        self._charge(number, client, self.costs.extend * extend_tokens)
-
-    def settled(
-        self,
-        number: int,
-        client: ClientId,
-        prompt_tokens: int,  # noqa: ARG002 - one interface
-        extend_tokens: int,
-        output_tokens: int,
-    ) -> None:
-        """Charge the difference in computed prompt tokens, and the output, at once."""
-        self._charge(number, client, self.costs.extend * extend_tokens + self.costs.output * output_tokens)
-
-    def _charge(self, number: int, client: ClientId, units: int) -> None:
-        """Charge where the client's account is; the books of a worker that is gone are closed."""
-        scope = self._fleet or self._scopes.get(number)
-        if scope is not None:
-            scope.charge(client, units)
-
-    def credit(self, number: int, client: ClientId) -> float:
-        """Return q of the client: above 0 it may be served, below it owes."""
-        scope = self._fleet or self._scopes.get(number)
-        return scope.credit(client) if scope is not None else 0.0
-
-    def tick(self, now: int) -> None:
-        """Forget clients that were idle for an hour and owe nothing."""
-        for scope in self._deficits():
-            scope.tick(now)
-
-    def _deficits(self) -> Iterable[Deficits]:
-        return (self._fleet,) if self._fleet is not None else self._scopes.values()
-
-    def check(self) -> None:
-        """Raise AssertionError if an internal invariant is broken."""
-        super().check()
-        for scope in self._deficits():
-            scope.check()

@@ -5,9 +5,10 @@ from itertools import chain
 from typing import ClassVar
 
 from fairlead.core.model import BlockKey, ClientId
-from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingBase, OrderingContext, Waiting
+from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingContext, Waiting
 from fairlead.core.ordering.clients import Accounts
 from fairlead.core.ordering.heaps import ItemHeap, ValueHeap
+from fairlead.core.ordering.scoped import ScopedOrdering
 from fairlead.core.params import Param
 
 UNIT = 2**32
@@ -65,6 +66,11 @@ class Counters:
         self._queued.drop(account.client)
         account.used = True
         self.accounts.idle(account)
+
+    def credit(self, client: ClientId) -> float:
+        """Return minus the client's counter, in service units over weight; 0 if it is not known."""
+        account = self.by_client.get(client)
+        return -account.value / UNIT if account is not None else 0.0
 
     def charge(self, client: ClientId, units: int) -> None:
         """Add ``units`` of service to the client's counter; negative takes back."""
@@ -201,7 +207,7 @@ class VtcQueue:
         return chain.from_iterable(self._lanes.values())
 
 
-class Vtc(OrderingBase[VtcQueue]):
+class Vtc(ScopedOrdering[VtcQueue, Counters]):
     """Smallest counter first. A counter grows by the service that its client gets, over its weight.
 
     Input tokens are charged at admission, all of them, since the rule knows no cache; output tokens
@@ -226,68 +232,17 @@ class Vtc(OrderingBase[VtcQueue]):
     uses_match: ClassVar[bool] = False
 
     def __init__(self, context: OrderingContext, scope: str = "worker", on_no_fit: str = "stop") -> None:
-        super().__init__(context)
-        self.skips = on_no_fit == "skip"
-        self._weights: dict[ClientId, float] = {}
-        self._fleet = Counters(self._weights) if scope == "fleet" else None
-        self._scopes: dict[int, Counters] = {}
+        super().__init__(
+            context, lambda: Counters(self._weights), fleet=scope == "fleet", skips=on_no_fit == "skip"
+        )
 
     def _new_queue(self, number: int, matched: Matched) -> VtcQueue:  # noqa: ARG002 - one interface
-        scope = self._scopes[number] = self._fleet or Counters(self._weights)
-        return VtcQueue(number, scope, self.skips)
+        return VtcQueue(number, self._scope_of_new(number), self.skips)
 
     def passes(self, number: int, client: ClientId) -> bool:  # noqa: ARG002 - one interface
         """Have it queued: arriving lifts a counter, and leaving is remembered."""
         return False
 
-    def drop_queue(self, number: int) -> None:
-        """Forget an empty queue, and with ``scope=worker`` the counters that were kept for it."""
-        super().drop_queue(number)
-        del self._scopes[number]
-
-    def set_weight(self, client: ClientId, weight: float) -> None:
-        """Set a client's weight for service to come. Raises ValueError unless it is above 0."""
-        super().set_weight(client, weight)
-        self._weights[client] = weight
-        for scope in self._counters():
-            scope.set_weight(client)
-
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:  # noqa: ARG002 - one interface
-        """Charge the whole prompt, cached or not; return minus the counter before that."""
-        credit = self.credit(number, item.client)
-        self._charge(number, item.client, self.costs.extend * item.request.prompt_tokens)
-        return credit
-
-    def decoded(self, number: int, client: ClientId, tokens: int) -> None:
-        """Charge output tokens."""
-        self._charge(number, client, self.costs.output * tokens)
-
-    def corrected(self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int) -> None:  # noqa: ARG002 - one interface
-        """Charge the signed difference in prompt tokens."""
-        self._charge(number, client, self.costs.extend * prompt_tokens)
-
-    def _charge(self, number: int, client: ClientId, units: int) -> None:
-        """Charge where the client's counter is; the books of a worker that is gone are closed."""
-        scope = self._fleet or self._scopes.get(number)
-        if scope is not None:
-            scope.charge(client, units)
-
-    def credit(self, number: int, client: ClientId) -> float:
-        """Return minus the client's counter, in service units over weight; 0 if it is not known."""
-        scope = self._fleet or self._scopes.get(number)
-        account = scope.by_client.get(client) if scope is not None else None
-        return -account.value / UNIT if account is not None else 0.0
-
-    def tick(self, now: int) -> None:
-        """Forget clients that were idle for an hour and are not ahead of the others."""
-        for scope in self._counters():
-            scope.tick(now)
-
-    def _counters(self) -> Iterable[Counters]:
-        return (self._fleet,) if self._fleet is not None else self._scopes.values()
-
-    def check(self) -> None:
-        """Raise AssertionError if an internal invariant is broken."""
-        super().check()
-        for scope in self._counters():
-            scope.check()
+    def _billed(self, prompt_tokens: int, extend_tokens: int) -> int:  # noqa: ARG002 - one interface
+        """Return the whole prompt: the rule knows no cache."""
+        return prompt_tokens
