@@ -116,6 +116,43 @@ def test_connections_are_kept_and_used_again(run):
     run(main)
 
 
+class WholeNotes(Notes):
+    def whole(self, head, body) -> None:
+        self.heard.append((head.status, "whole"))
+        self.parts.append(body)
+        self.over.set()
+
+
+def test_an_answer_like_one_before_comes_in_one_piece_to_who_wants_it(run):
+    other = OK.replace(b"Length: 2", b"Length: 3") + b"!"
+    closing = OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n")
+
+    async def main():
+        async with upstream(answering(OK, other, other + b"?", b"")) as (pool, peer):
+            heard = []
+            for _ in range(3):
+                notes = WholeNotes()
+                pool.send(pool.request_bytes(b"POST", b"/v1", [], b"hi"), notes)
+                await notes.over.wait()
+                heard.append((notes.heard, notes.body))
+            assert heard[0] == ([(200, {b"content-length": b"2"}), "data", "end"], b"ok")
+            assert heard[1] == ([(200, "whole")], b"ok!")
+            assert heard[2][0][0] == (200, {b"content-length": b"3"})  # with a byte too many: parsed
+            assert peer.connections == 1
+        async with upstream(answering(closing, closing)) as (pool, _):
+            for _ in range(2):
+                notes = WholeNotes()
+                pool.send(pool.request_bytes(b"POST", b"/v1", [], b"hi"), notes)
+                await notes.over.wait()
+                assert notes.heard == [
+                    (200, {b"content-length": b"2", b"connection": b"close"}),
+                    "data",
+                    "end",
+                ]
+
+    run(main)
+
+
 def test_an_answer_split_at_every_byte_is_the_same_answer(run):
     answer = CHUNKED + b"5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nX-Trailer: t\r\n\r\n"
 

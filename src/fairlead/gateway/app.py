@@ -26,12 +26,13 @@ from fairlead.core.registry import parse_spec
 from fairlead.core.routing import make_routing
 from fairlead.core.routing.base import RoutingContext
 from fairlead.gateway.flow import Flow
-from fairlead.gateway.identity import CLIENT_HEADERS, ROUTING_KEY, Client, Identity, Unauthorized
+from fairlead.gateway.identity import Identity, Unauthorized
 from fairlead.gateway.metrics import Exposition, Metrics
 from fairlead.gateway.prompt import BytePrompts, Prompt, PromptKeys
+from fairlead.gateway.senders import Sender, Senders
+from fairlead.gateway.sse import Tap
 from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, Asked, BadRequest, decode, with_usage
 from fairlead.gateway.workers import Worker, Workers
-from fairlead.http.messages import HOP_BY_HOP
 from fairlead.http.server import Exchange, HttpLimits, Response, Router, Server, error_response, json_response
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Gateway:
         self.dispatcher = make_dispatcher(config)
         self.metrics = Metrics(config.metrics_clients)
         self.identity = Identity(config)
+        self.senders = Senders(config, self.identity)
         self.workers = Workers(
             config,
             self.step,
@@ -75,7 +77,6 @@ class Gateway:
         self._tasks: set[asyncio.Future[None]] = set()
         self._exposition = Exposition(self)
         self._idle = asyncio.Event()
-        self._dropped_fields = self._fields_to_drop()
         self.server = Server(self._routes(), HttpLimits(body_bytes=config.max_body_bytes))
         self.port = 0
 
@@ -208,24 +209,22 @@ class Gateway:
 
     def _generate(self, kind: str, exchange: Exchange) -> None:
         """Take in one request: who asks, what for, which blocks; then let the dispatcher decide."""
-        began = perf_counter()
-        headers = dict(exchange.headers)
-        client, named = self.identity.identify(headers, exchange.peer)
-        identified = perf_counter()
+        sampled = not self._numbers % SAMPLED
+        began = perf_counter() if sampled else 0.0
+        sender = self.senders.of(exchange)
+        identified = perf_counter() if sampled else 0.0
         asked = decode(kind, exchange.body)
-        if not named:
-            client = self.identity.by_user(asked.user)
         served = self.workers.served
         if served and asked.model not in served:
             raise BadRequest(f"the model '{asked.model}' does not exist", "model", "model_not_found", 404)
-        parsed = perf_counter()
+        parsed = perf_counter() if sampled else 0.0
         prompt = self.prompts.keys_now(kind, asked)
-        keyed = perf_counter()
         if prompt is None:
-            self._keep(self._arrive_later(kind, exchange, headers, client, asked))
+            self._keep(self._arrive_later(kind, exchange, sender, asked))
             return
-        self._arrive(exchange, headers, client, asked, prompt)
-        if not self._numbers % SAMPLED:
+        keyed = perf_counter() if sampled else 0.0
+        self._arrive(exchange, sender, asked, prompt)
+        if sampled:
             ended = perf_counter()
             stages = self.metrics.stages
             stages["identify"].observe(identified - began)
@@ -233,14 +232,7 @@ class Gateway:
             stages["keys"].observe(keyed - parsed)
             stages["decide"].observe(ended - keyed)
 
-    async def _arrive_later(
-        self,
-        kind: str,
-        exchange: Exchange,
-        headers: dict[bytes, bytes],
-        client: Client,
-        asked: Asked,
-    ) -> None:
+    async def _arrive_later(self, kind: str, exchange: Exchange, sender: Sender, asked: Asked) -> None:
         """Have a thread make a long prompt's keys; the client may be gone by then."""
         began = perf_counter()
         try:
@@ -251,74 +243,47 @@ class Gateway:
             return
         self.metrics.stages["keys"].observe(perf_counter() - began)
         if not exchange.gone:
-            self._arrive(exchange, headers, client, asked, prompt)
+            self._arrive(exchange, sender, asked, prompt)
 
-    def _arrive(
-        self, exchange: Exchange, headers: dict[bytes, bytes], client: Client, asked: Asked, prompt: Prompt
-    ) -> None:
-        self._numbers += 1
-        now = self.now_us()
-        session = headers.get(b"x-session-id")
+    def _arrive(self, exchange: Exchange, sender: Sender, asked: Asked, prompt: Prompt) -> None:
+        client, fields = sender.client, sender.fields
+        if not sender.named and asked.user:
+            client = self.identity.by_user(asked.user)
+            fields = sender.passed + client.fields
+        rid = self._numbers = self._numbers + 1
+        now = monotonic_ns() // 1000
+        streamed = asked.stream is True
         request = Request(
-            self._numbers,
+            rid,
             client.name,
             prompt.prompt_tokens,
             prompt.keys,
             prompt.block_tokens,
             asked.limit,
-            "" if session is None else session.decode("latin-1"),
+            sender.session,
             now,
-            bool(asked.stream),
+            streamed,
         )
         body = exchange.body
-        hide: bool | None = None
-        if asked.stream:
-            wanted = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-            hide = self.config.ask_usage and not wanted
+        exchange.body = b""
+        tap = None
+        if streamed:
+            options = asked.stream_options
+            hide = self.config.ask_usage and not (options is not None and options.include_usage)
             if hide:
                 body = with_usage(body, asked)
-        exchange.body = b""
-        flow = Flow(
-            self,
-            exchange,
-            client,
-            self.metrics.client(client.name),
-            request,
-            asked.model,
-            prompt,
-            self._upstream_fields(exchange, headers, client),
-            body,
-            hide,
-        )
+            tap = Tap(hide)
+        figures = self.metrics.client(client.name)
+        flow = Flow(self, exchange, client, figures, request, asked.model, prompt, fields, body, tap)
         exchange.listener = flow
         flow.live = True
-        self.flows[request.rid] = flow
+        self.flows[rid] = flow
         try:
             self.step(ev.Arrived(now, request))
         except BaseException:
             flow.live = False
-            self.flows.pop(request.rid, None)
+            self.flows.pop(rid, None)
             raise
-
-    def _fields_to_drop(self) -> frozenset[bytes]:
-        """Return the fields that a worker never gets: those of the connection, and claims of identity."""
-        # Answers have to be readable on their way, so compression is not offered.
-        drop = {*HOP_BY_HOP, *CLIENT_HEADERS, ROUTING_KEY, b"host", b"expect", b"accept-encoding"}
-        if self.identity.has_keys or self.config.worker_api_key:
-            drop.add(b"authorization")
-        return frozenset(drop)
-
-    def _upstream_fields(self, exchange: Exchange, headers: dict[bytes, bytes], client: Client) -> bytes:
-        drop = self._dropped_fields
-        named = headers.get(b"connection")
-        if named is not None:
-            # Whatever Connection names belongs to the client's connection, not to the request.
-            drop = drop.union(token.strip().lower() for token in named.split(b","))
-        passed = [b"%b: %b\r\n" % field for field in exchange.headers if field[0] not in drop]
-        passed.append(client.fields)
-        if self.config.worker_api_key:
-            passed.append(b"authorization: Bearer %b\r\n" % self.config.worker_api_key.encode())
-        return b"".join(passed)
 
     # --- the other endpoints -------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from fairlead.gateway.sse import Tap
 from fairlead.gateway.wire import Usage, usage_of
 from fairlead.gateway.workers import Worker
 from fairlead.http.client import Call, UpstreamError
+from fairlead.http.heads import ResponseHead, with_length
 from fairlead.http.messages import HOP_BY_HOP, Headers, error_body, error_response, head, status_line
 from fairlead.http.server import Exchange
 
@@ -66,7 +67,7 @@ class Flow:
         prompt: Prompt,
         fields: bytes,
         body: bytes,
-        hide_usage: bool | None,
+        tap: Tap | None,
     ) -> None:
         self.gateway = gateway
         self.exchange = exchange
@@ -78,7 +79,7 @@ class Flow:
         self.path = exchange.target
         self.fields = fields
         self.body = body
-        self.tap = None if hide_usage is None else Tap(hide_usage)
+        self.tap = tap
         self.arrived_us = request.arrived_us
         self.first_us = 0
         self.live = False
@@ -190,16 +191,7 @@ class Flow:
         if not 200 <= status < 300:
             self.refused = headers
             return
-        length = None
-        event_stream = False
-        lines = [status_line(status)]
-        for name, value in headers:
-            if name == b"content-length":
-                length = int(value)
-            elif name not in HOP_BY_HOP:
-                lines.append(b"%b: %b\r\n" % (name, value))
-                if name == b"content-type":
-                    event_stream = value.startswith(b"text/event-stream")
+        lines, length, event_stream = _read_head(status, headers)
         self.streamed = event_stream
         if self.tap is not None and not event_stream:
             self.tap = None
@@ -207,7 +199,7 @@ class Flow:
             length = None  # the length would change with what is left out
             if self.tap is None:
                 self.tap = Tap(hide=False)
-        self.exchange.begin(b"".join(lines), length)
+        self.exchange.begin(lines, length)
         self.body = b""  # from here on it is never sent again
 
     def data(self, body: bytes) -> None:
@@ -230,6 +222,25 @@ class Flow:
                 self._first_token()
             self.listed = True
             self.gateway.made_progress(self)
+
+    def whole(self, head: ResponseHead, body: bytes) -> None:
+        """Pass on a good answer that came in one piece, and settle."""
+        lines = head.notes
+        if not isinstance(lines, bytes):
+            passed, _, event_stream = _read_head(head.status, head.headers)
+            head.notes = lines = b"" if event_stream else passed
+        worker = self.worker
+        if not lines or self.tap is not None or worker is None:
+            self.head(head.status, with_length(head.headers, len(body)))
+            self.data(body)
+            self.end()
+            return
+        self.call = None
+        self.status = head.status
+        self.body = b""
+        self.gateway.workers.succeeded(worker)
+        self._settle(usage_of(body), worker)
+        self.exchange.whole(lines, body)
 
     def end(self) -> None:
         """The answer is whole: settle."""
@@ -305,3 +316,18 @@ class Flow:
         self.live = False
         self.figures.ended(result)
         self.gateway.forget(self)
+
+
+def _read_head(status: int, headers: Headers) -> tuple[bytes, int | None, bool]:
+    """Return the lines of an answer's head to pass on, its length, and whether it is an event stream."""
+    length = None
+    event_stream = False
+    lines = [status_line(status)]
+    for name, value in headers:
+        if name == b"content-length":
+            length = int(value)
+        elif name not in HOP_BY_HOP:
+            lines.append(b"%b: %b\r\n" % (name, value))
+            if name == b"content-type":
+                event_stream = value.startswith(b"text/event-stream")
+    return b"".join(lines), length, event_stream

@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import httptools
 
+from fairlead.http.heads import ResponseHead
 from fairlead.http.messages import Headers
 
 if TYPE_CHECKING:
@@ -55,6 +57,13 @@ class Sink(Protocol):
         """The answer will not come, or not to its end."""
 
 
+class WholeSink(Sink, Protocol):
+    """A sink that rather takes an answer in one piece, if it came in one and looks like one before."""
+
+    def whole(self, head: ResponseHead, body: bytes) -> None:
+        """In place of ``head``, ``data`` and ``end``. Content-Length in ``head`` is another answer's."""
+
+
 class ClientConnection(asyncio.Protocol):
     """One connection to the upstream; at most one request at a time."""
 
@@ -78,6 +87,7 @@ class ClientConnection(asyncio.Protocol):
         "_to_eof",
         "_transport",
         "_used",
+        "_whole",
     )
 
     def __init__(self, pool: "Pool") -> None:
@@ -86,6 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._call: Call | None = None
         self._sink: Sink | None = None
+        self._whole: Callable[[ResponseHead, bytes], None] | None = None
         self._used = False
         """Whether an answer was received on it before: only then can it be stale."""
         self._answered = False
@@ -121,6 +132,7 @@ class ClientConnection(asyncio.Protocol):
         """Write the request."""
         self._call = call
         self._sink = sink
+        self._whole = getattr(sink, "whole", None)
         self._answered = self._complete = False
         self._head_ready = self._to_eof = False
         self._quiet_since = 0.0
@@ -129,7 +141,7 @@ class ClientConnection(asyncio.Protocol):
 
     def drop(self) -> None:
         """Close without a word to the sink."""
-        self._call = self._sink = None
+        self._call = self._sink = self._whole = None
         self._pool.lost(self)
         if self._transport is not None:
             self._transport.abort()
@@ -174,7 +186,7 @@ class ClientConnection(asyncio.Protocol):
         call, sink = self._call, self._sink
         if call is None or sink is None:
             return
-        self._call = self._sink = None
+        self._call = self._sink = self._whole = None
         call.connection = None
         if self._used and not self._answered:
             self._pool.again(call)
@@ -190,18 +202,19 @@ class ClientConnection(asyncio.Protocol):
         if sink is None:
             self.drop()  # bytes that nobody asked for: the next answer could not be trusted
             return
-        if not self._answered:
+        self._quiet_since = 0.0
+        fresh = not self._answered
+        if fresh:
             self._answered = True
+            found = self._pool.heads.find(data) if self._whole is not None else None
+            if found is not None:
+                self._take_known(*found)
+                return
             if self._call is not None:
                 self._call.request = b""  # from here on it is never sent again
-        self._quiet_since = 0.0
-        failure = ""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            failure = "it switched protocols unasked"
-        except httptools.HttpParserError as error:
-            failure = str(error.__context__ or error)
+        failure = self._feed(data)
+        if fresh and self._complete and self._keep and not failure and self._status == 200:
+            self._pool.heads.learn(data, ResponseHead(200, self._headers))
         if self._head_ready:
             self._head_ready = False
             sink.head(self._status, self._headers)
@@ -223,6 +236,27 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     # --- parsing -------------------------------------------------------------------------------
+
+    def _take_known(self, head: ResponseHead, body: bytes) -> None:
+        """Hand on a whole answer whose head was seen before."""
+        call, whole = self._call, self._whole
+        self._call = self._sink = self._whole = None
+        self._used = True
+        if call is not None:
+            call.connection = None
+        self._pool.ended(self, not self._paused)
+        if whole is not None:
+            whole(head, body)
+
+    def _feed(self, data: bytes) -> str:
+        """Parse; return what is wrong with the answer, if anything."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return "it switched protocols unasked"
+        except httptools.HttpParserError as error:
+            return str(error.__context__ or error)
+        return ""
 
     def on_message_begin(self) -> None:
         """llhttp: an answer starts."""
@@ -274,7 +308,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _finish(self, sink: Sink, failure: str) -> None:
         call = self._call
-        self._call = self._sink = None
+        self._call = self._sink = self._whole = None
         self._used = True
         if call is not None:
             call.connection = None

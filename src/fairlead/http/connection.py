@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from fairlead.http.exchange import Exchange
+from fairlead.http.heads import RequestHead
 from fairlead.http.messages import Headers, Response, error_body
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ class ServerConnection(asyncio.Protocol):
             return
         if self._lingering:
             return
-        self._feed(data)
+        if self._in_message or not self._take_known(data):
+            self._feed_new(data)
         if self._ready:
             self.deadline = 0.0
             self._phase = NEW
@@ -245,6 +247,24 @@ class ServerConnection(asyncio.Protocol):
             self._close()
 
     # --- parsing -------------------------------------------------------------------------------
+
+    def _take_known(self, data: bytes) -> bool:
+        """Take one whole request whose head was seen before; return whether it was one."""
+        found = self.server.heads.find(data)
+        if found is None or len(found[1]) > self.server.limits.body_bytes:
+            return False
+        self._ready.append(Exchange(self, found[0], found[1], known=True))
+        return True
+
+    def _feed_new(self, data: bytes) -> None:
+        """Parse what starts between two requests, or inside one; remember a plain head."""
+        alone = not self._in_message
+        self._feed(data)
+        if alone and len(self._ready) == 1 and self._refusal is None:
+            head = self._ready[0].request_head
+            # The others need more than an exchange to be made.
+            if head.keep_alive and head.http11 and not self._expects and not self._upgrade:
+                self.server.heads.learn(data, head)
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -360,17 +380,14 @@ class ServerConnection(asyncio.Protocol):
             return  # llhttp skipped the body; _decline_upgrade goes on
         self._in_message = False
         body = self._body
-        self._ready.append(
-            Exchange(
-                self,
-                self._method or self._parser.get_method(),
-                self._target,
-                self._headers,
-                body[0] if len(body) == 1 else b"".join(body),
-                self._parser.should_keep_alive() if self._http11 else False,
-                self._http11,
-            )
+        head = RequestHead(
+            self._method or self._parser.get_method(),
+            self._target,
+            self._headers,
+            self._parser.should_keep_alive() if self._http11 else False,
+            self._http11,
         )
+        self._ready.append(Exchange(self, head, body[0] if len(body) == 1 else b"".join(body)))
 
     def _count_trailer(self, size: int) -> None:
         self._head_size += size
@@ -463,7 +480,7 @@ class ServerConnection(asyncio.Protocol):
             return
         self._in_message = False
         self._lingering = True
-        exchange = Exchange(self, b"POST", b"", [], b"", keep_alive=False, http11=True)
+        exchange = Exchange(self, RequestHead(b"POST", b"", [], keep_alive=False, http11=True), b"")
         exchange.reply(Response(refusal.status, error_body(refusal.status, refusal.message)))
 
     def _close(self) -> None:

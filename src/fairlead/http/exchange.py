@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
+from fairlead.http.heads import RequestHead, with_length
 from fairlead.http.messages import Headers, Response, error_body, head
 
 if TYPE_CHECKING:
@@ -32,34 +33,28 @@ class Exchange:
         "_chunked",
         "_connection",
         "_head",
+        "_length",
         "_remaining",
         "begun",
         "body",
-        "headers",
-        "http11",
         "keep_alive",
         "listener",
         "method",
+        "request_head",
         "target",
     )
 
     def __init__(
-        self,
-        connection: "ServerConnection",
-        method: bytes,
-        target: bytes,
-        headers: Headers,
-        body: bytes,
-        keep_alive: bool,
-        http11: bool,
+        self, connection: "ServerConnection", request_head: RequestHead, body: bytes, known: bool = False
     ) -> None:
+        """``known``: the head is one of an earlier request, equal but for Content-Length."""
         self._connection: ServerConnection | None = connection
-        self.method = method
-        self.target = target
-        self.headers = headers
+        self.request_head = request_head
+        self.method = request_head.method
+        self.target = request_head.target
+        self.keep_alive = request_head.keep_alive
         self.body = body
-        self.keep_alive = keep_alive
-        self.http11 = http11
+        self._length = len(body) if known else -1
         self.listener: Listener | None = None
         self.begun = False
         """Whether the answer's head is decided: a different answer is no longer possible."""
@@ -70,6 +65,12 @@ class Exchange:
     def __repr__(self) -> str:
         state = "gone" if self.gone else "begun" if self.begun else "waiting"
         return f"<Exchange {self.method.decode()} {self.target.decode('latin-1')} {state}>"
+
+    @property
+    def headers(self) -> Headers:
+        """Header fields in the order received; names in lower case. Not to be changed."""
+        headers = self.request_head.headers
+        return headers if self._length < 0 else with_length(headers, self._length)
 
     @property
     def path(self) -> bytes:
@@ -106,8 +107,26 @@ class Exchange:
     def reply(self, response: Response) -> None:
         """Send a whole answer. Raises RuntimeError if another one was begun."""
         fields = [(b"content-type", response.content_type), *response.headers]
-        self.begin(head(response.status, fields), len(response.body))
-        self.finish(response.body)
+        self.whole(head(response.status, fields), response.body)
+
+    def whole(self, head_lines: bytes, body: bytes) -> None:
+        """Send a whole answer; ``head_lines`` as for ``begin``. Raises RuntimeError if one was begun."""
+        connection = self._connection
+        if (
+            connection is None
+            or self.begun
+            or not self.keep_alive
+            or connection.server.draining
+            or self.method == b"HEAD"
+        ):
+            self.begin(head_lines, len(body))
+            self.finish(body)
+            return
+        # The common case of the two, in one step.
+        self.begun = True
+        self._connection = self.listener = None
+        connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head_lines, len(body), body))
+        connection.done(self)
 
     def begin(self, head_lines: bytes, length: int | None = None) -> None:
         """Decide the head: status line and fields, each ended by CRLF, framing fields excepted.
@@ -125,7 +144,7 @@ class Exchange:
         if length is not None:
             self._remaining = length
             framing = b"content-length: %d\r\n" % length
-        elif self.http11:
+        elif self.request_head.http11:
             self._chunked = True
             framing = b"transfer-encoding: chunked\r\n"
         else:
