@@ -18,8 +18,8 @@ def problems(result: dict[str, list[dict[str, object]]]) -> list[str]:
     found = []
     if [(p["order"], p["policy"]) for p in phases] != [
         ("fcfs", "round_robin"),
-        ("dlpm:scope=worker", "d2lpm"),
-        ("dlpm:scope=fleet", "marginal"),
+        ("dlpm", "d2lpm"),
+        ("dlpm", "marginal"),
     ]:
         return ["the phases are not fcfs + round_robin, dlpm + d2lpm, fleet dlpm + marginal"]
     for phase in phases:

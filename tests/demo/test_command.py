@@ -34,8 +34,8 @@ def test_a_short_run_writes_its_figures(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert [(p["order"], p["policy"]) for p in result["phases"]] == [
         ("fcfs", "round_robin"),
-        ("dlpm:scope=worker", "d2lpm"),
-        ("dlpm:scope=fleet", "marginal"),
+        ("dlpm", "d2lpm"),
+        ("dlpm", "marginal"),
     ]
     for phase in result["phases"]:
         assert set(phase["clients"]) == {"assistant", "docs", "flood"}

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fairlead.core.model import Costs
+from fairlead.core.registry import parse_spec
 
 COSTS = Costs()
 
@@ -89,8 +90,11 @@ class Phase:
 
     def as_json(self) -> dict[str, object]:
         """Return the phase as the demo's ``--json`` writes it."""
+        name, parameters = parse_spec(self.order)
         return {
-            "order": self.order,
+            "title": self.title,
+            "order": name,
+            "order_parameters": parameters,
             "policy": self.policy,
             "clients": {
                 name: {
