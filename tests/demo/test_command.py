@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.core.params import PolicyError
+from fairlead.core.routing import POLICIES
+from fairlead.demo.command import _schedulers
+
 
 def children(pid: int) -> list[int]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
@@ -78,3 +82,15 @@ def test_a_bad_length_is_refused(seconds: str) -> None:
     )  # fmt: skip
     assert run.returncode == 2
     assert "--seconds" in run.stderr
+
+
+def test_any_policy_can_be_compared_and_an_unknown_one_is_named() -> None:
+    three = _schedulers(None, None)
+    assert [s.policy for s in three] == ["round_robin", "d2lpm", "marginal"]
+    for name in POLICIES.names():
+        assert [s.policy for s in _schedulers(None, name)] == ["round_robin", name]
+    assert _schedulers("vtc:scope=fleet", None)[1][1:] == ("vtc:scope=fleet", "marginal")
+    with pytest.raises(PolicyError, match="did you mean 'lmetric'"):
+        _schedulers(None, "lmetrik")
+    with pytest.raises(PolicyError, match="scope"):
+        _schedulers("dlpm:scope=world", None)

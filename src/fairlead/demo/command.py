@@ -13,6 +13,9 @@ from typing import NamedTuple
 import uvloop
 from rich.console import Console
 
+from fairlead.core.ordering import ORDERINGS
+from fairlead.core.registry import parse_spec
+from fairlead.core.routing import POLICIES
 from fairlead.demo import processes
 from fairlead.demo.clients import Traffic
 from fairlead.demo.figures import Phase
@@ -45,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="traffic in each of the three phases (default %(default)g)",
     )
     parser.add_argument("--seed", type=int, default=1, help="of the traffic (default %(default)s)")
+    parser.add_argument(
+        "--order", metavar="POLICY", help="compare the first phase with this ordering instead (default: dlpm)"
+    )
+    parser.add_argument(
+        "--policy", metavar="POLICY", help="... and with this routing policy (default: marginal)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the summary to FILE as a picture")
     parser.add_argument(
@@ -57,11 +66,12 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.seconds <= 600:
         print("fairlead demo: --seconds takes 1 to 600", file=sys.stderr)
         return 2
+    schedulers = _schedulers(args.order, args.policy)
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)
     try:
-        phases = uvloop.run(_demo(args, console))
+        phases = uvloop.run(_demo(args, schedulers, console))
     except processes.DemoError as error:
         print(f"fairlead demo: {error}", file=sys.stderr)
         return 1
@@ -89,7 +99,17 @@ def _draw(phases: list[Phase], path: Path) -> None:
     path.write_text(re.sub(r"@font-face\s*{[^}]*}\s*", "", svg).replace("Fira Code", "DejaVu Sans Mono"))
 
 
-async def _demo(args: argparse.Namespace, console: Console) -> list[Phase]:
+def _schedulers(order: str | None, policy: str | None) -> tuple[Scheduler, ...]:
+    """Return the phases: the three, or the first and what was asked for. PolicyError on unknown names."""
+    if order is None and policy is None:
+        return SCHEDULERS
+    chosen = Scheduler("as asked for", order or "dlpm", policy or "marginal")
+    ORDERINGS.resolve(*parse_spec(chosen.order))
+    POLICIES.resolve(*parse_spec(chosen.policy))
+    return (SCHEDULERS[0], chosen)
+
+
+async def _demo(args: argparse.Namespace, schedulers: tuple[Scheduler, ...], console: Console) -> list[Phase]:
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
@@ -98,9 +118,10 @@ async def _demo(args: argparse.Namespace, console: Console) -> list[Phase]:
     planned = plan(args.seconds, args.seed)
     phases: list[Phase] = []
     with processes.workspace() as folder:
-        for number, scheduler in enumerate(SCHEDULERS, 1):
+        for number, scheduler in enumerate(schedulers, 1):
             policies = f"{scheduler.order} + {scheduler.policy}"
-            live = View(console, number, scheduler.title, policies, args.plain)
+            place = f"{number}/{len(schedulers)}"
+            live = View(console, place, scheduler.title, policies, args.plain)
             phases.append(await _phase(scheduler, planned, args.seconds, Path(folder), live))
     return phases
 

@@ -28,9 +28,9 @@ Samples = dict[str, dict[str, float]]
 class View:
     """What one phase looks like while it runs."""
 
-    def __init__(self, console: Console, number: int, title: str, policies: str, plain: bool) -> None:
+    def __init__(self, console: Console, place: str, title: str, policies: str, plain: bool) -> None:
         self.console = console
-        self.heading = f"{number}/3  {title}: {policies}"
+        self.heading = f"{place}  {title}: {policies}"
         self.plain = plain or not console.is_terminal
 
     @contextlib.asynccontextmanager
