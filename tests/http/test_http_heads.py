@@ -6,9 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fairlead.http import heads
 from fairlead.http.connection import ServerConnection
-from fairlead.http.heads import HeadCache, RequestHead, with_length
+from fairlead.http.heads import RequestHead, remember, with_length
 from fairlead.http.server import HttpLimits
 
 HEADS = (
@@ -54,16 +53,15 @@ class Transport:
 class Recorder:
     """As much of a server as a connection needs; answers everything at once."""
 
-    def __init__(self, *, remembers):
+    def __init__(self):
         self.limits = HttpLimits(body_bytes=40)
         self.draining = False
         self.connections = set()
-        self.heads = HeadCache()
         self.seen = []
-        if not remembers:
-            self.heads.learn = lambda data, head: None
+        self.request_heads = []
 
     def run(self, exchange):
+        self.request_heads.append(exchange.request_head)
         self.seen.append(
             (exchange.method, exchange.target, exchange.headers, exchange.body, exchange.keep_alive)
         )
@@ -73,12 +71,14 @@ class Recorder:
 def read(messages, *, remembers, monkeypatch):
     loop = SimpleNamespace(time=lambda: 0.0, call_soon=lambda call: call())
     monkeypatch.setattr("asyncio.get_running_loop", lambda: loop)
-    server, transport = Recorder(remembers=remembers), Transport()
+    if not remembers:
+        monkeypatch.setattr("fairlead.http.connection.remember", lambda data, head: None)
+    server, transport = Recorder(), Transport()
     connection = ServerConnection(server)
     connection.connection_made(transport)
     for message in messages:
         connection.data_received(message)
-    return server.seen, transport.written
+    return server, transport.written
 
 
 @given(
@@ -92,44 +92,42 @@ def read(messages, *, remembers, monkeypatch):
 def test_known_heads_change_nothing(picks):
     messages = [head % size + b"y" * max(0, size + odd) for head, size, odd in picks]
     with pytest.MonkeyPatch.context() as patch:
-        assert read(messages, remembers=True, monkeypatch=patch) == read(
-            messages, remembers=False, monkeypatch=patch
-        )
+        server, written = read(messages, remembers=True, monkeypatch=patch)
+        other, expected = read(messages, remembers=False, monkeypatch=patch)
+        assert server.seen == other.seen
+        assert written == expected
 
 
-@pytest.mark.parametrize("head", HEADS[:2])
+def test_requests_that_look_the_same_share_their_head(monkeypatch):
+    messages = [HEADS[0] % len(body) + body for body in (b"a", b"bcd", b"")]
+    server, _ = read([*messages, HEADS[1] % 1 + b"e"], remembers=True, monkeypatch=monkeypatch)
+    first, second, third, other = server.request_heads
+    assert first is second is third is not other
+    assert [headers for _, _, headers, *_ in server.seen[:2]] == [
+        [(b"host", b"a"), (b"content-length", length), (b"x-session-id", b"s")] for length in (b"1", b"3")
+    ]
+
+
+@pytest.mark.parametrize("head", [HEADS[0], HEADS[1]])
 def test_a_head_is_known_whatever_the_length(head):
-    cache = HeadCache()
     parsed = RequestHead(b"POST", b"/", [(b"content-length", b"3")], keep_alive=True, http11=True)
-    cache.learn(head % 3 + b"abc", parsed)
-    assert cache.find(head % 5 + b"hello") == (parsed, b"hello")
-    assert cache.find(head % 5 + b"hell") is None
-    assert cache.find(head % 5 + b"hello!") is None
-    assert cache.find(head % 0) == (parsed, b"")
+    known = remember(head % 3 + b"abc", parsed)
+    assert known is not None
+    assert known.head is parsed
+    assert known.body_of(head % 5 + b"hello") == b"hello"
+    assert known.body_of(head % 12 + b"hello, world") == b"hello, world"
+    assert known.body_of(head % 0) == b""
+    assert known.body_of(head % 5 + b"hell") is None
+    assert known.body_of(head % 5 + b"hello!") is None
+    assert known.body_of(head.replace(b"a", b"b") % 5 + b"hello") is None
     assert with_length(parsed.headers, 5) == [(b"content-length", b"5")]
 
 
-def test_the_cache_is_bounded_and_keeps_what_is_used(monkeypatch):
-    monkeypatch.setattr(heads, "HEADS", 4)
-    cache = HeadCache()
-
-    def message(number):
-        return b"POST /%d HTTP/1.1\r\ncontent-length: 1\r\n\r\nx" % number
-
-    first = RequestHead(b"POST", b"/0", [(b"content-length", b"1")], keep_alive=True, http11=True)
-    cache.learn(message(0), first)
-    for number in range(1, 50):
-        cache.learn(message(number), RequestHead(b"POST", b"/", first.headers, keep_alive=True, http11=True))
-        if cache.find(message(0)) is None:
-            cache.learn(message(0), RequestHead(b"POST", b"/", first.headers, keep_alive=True, http11=True))
-        found = cache.find(message(0))
-        assert found is not None
-        assert found[0] is first
-        assert len(cache) <= 8
-
-
-def test_long_heads_are_not_kept():
-    cache = HeadCache()
-    parsed = RequestHead(b"POST", b"/", [(b"content-length", b"1")], keep_alive=True, http11=True)
-    cache.learn(b"POST / HTTP/1.1\r\nx: %b\r\ncontent-length: 1\r\n\r\nx" % (b"x" * heads.HEAD_BYTES), parsed)
-    assert not len(cache)
+@pytest.mark.parametrize("split", [1, 30, 70, -6, -1])
+def test_every_cut_of_a_known_request_is_left_to_the_parser(split):
+    whole = HEADS[0] % 5 + b"hello"
+    known = remember(whole, RequestHead(b"POST", b"/", [(b"content-length", b"5")], True, True))
+    assert known is not None
+    assert known.body_of(whole[:split]) is None
+    assert known.body_of(whole[split:]) is None
+    assert known.body_of(whole + whole) is None

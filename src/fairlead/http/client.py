@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from fairlead.http.client_connection import ClientConnection, ClientTimeouts, Sink, UpstreamError
-from fairlead.http.heads import HeadCache, ResponseHead
 from fairlead.http.messages import Headers
 
 __all__ = ["Call", "ClientTimeouts", "Pool", "Sink", "UpstreamError"]
@@ -67,7 +66,6 @@ class Pool:
         self.authority = parts.netloc.rpartition("@")[2].encode()
         self.prefix = parts.path.rstrip("/").encode()
         self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
-        self.heads: HeadCache[ResponseHead] = HeadCache()
         self._idle: list[ClientConnection] = []
         self._open_connections: set[ClientConnection] = set()
         """All of them, idle ones too: a set of busy ones would cost two changes a request."""

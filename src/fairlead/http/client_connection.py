@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import httptools
 
-from fairlead.http.heads import ResponseHead
+from fairlead.http.heads import KnownHead, ResponseHead, remember
 from fairlead.http.messages import Headers
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class ClientConnection(asyncio.Protocol):
         "_headers",
         "_interim",
         "_keep",
+        "_known",
         "_parser",
         "_parts",
         "_paused",
@@ -105,6 +106,7 @@ class ClientConnection(asyncio.Protocol):
         self._head_done = False
         self._interim = False
         self._keep = False
+        self._known: KnownHead[ResponseHead] | None = None
         self._status = 0
         self._to_eof = False
         self._paused = False
@@ -206,15 +208,19 @@ class ClientConnection(asyncio.Protocol):
         fresh = not self._answered
         if fresh:
             self._answered = True
-            found = self._pool.heads.find(data) if self._whole is not None else None
-            if found is not None:
-                self._take_known(*found)
-                return
+            known, whole = self._known, self._whole
+            if known is not None and whole is not None:
+                body = known.body_of(data)
+                if body is not None:
+                    self._over()
+                    self._pool.ended(self, not self._paused)
+                    whole(known.head, body)
+                    return
             if self._call is not None:
                 self._call.request = b""  # from here on it is never sent again
         failure = self._feed(data)
         if fresh and self._complete and self._keep and not failure and self._status == 200:
-            self._pool.heads.learn(data, ResponseHead(200, self._headers))
+            self._known = remember(data, ResponseHead(200, self._headers))
         if self._head_ready:
             self._head_ready = False
             sink.head(self._status, self._headers)
@@ -236,17 +242,6 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     # --- parsing -------------------------------------------------------------------------------
-
-    def _take_known(self, head: ResponseHead, body: bytes) -> None:
-        """Hand on a whole answer whose head was seen before."""
-        call, whole = self._call, self._whole
-        self._call = self._sink = self._whole = None
-        self._used = True
-        if call is not None:
-            call.connection = None
-        self._pool.ended(self, not self._paused)
-        if whole is not None:
-            whole(head, body)
 
     def _feed(self, data: bytes) -> str:
         """Parse; return what is wrong with the answer, if anything."""
@@ -307,14 +302,17 @@ class ClientConnection(asyncio.Protocol):
     # --- the end -------------------------------------------------------------------------------
 
     def _finish(self, sink: Sink, failure: str) -> None:
+        self._over()
+        self._pool.ended(self, not failure and not self._paused and self._keep)
+        sink.end()
+
+    def _over(self) -> None:
+        """The exchange is over, and well."""
         call = self._call
         self._call = self._sink = self._whole = None
         self._used = True
         if call is not None:
             call.connection = None
-        reusable = not failure and not self._paused and self._keep
-        self._pool.ended(self, reusable)
-        sink.end()
 
     def _break(self, kind: str, message: str) -> None:
         sink, call = self._sink, self._call

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from fairlead.http.exchange import Exchange
-from fairlead.http.heads import RequestHead
+from fairlead.http.heads import KnownHead, RequestHead, remember
 from fairlead.http.messages import Headers, Response, error_body
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class ServerConnection(asyncio.Protocol):
         "_held_size",
         "_http11",
         "_in_message",
+        "_known",
         "_lingering",
         "_loop",
         "_method",
@@ -90,6 +91,7 @@ class ServerConnection(asyncio.Protocol):
         """Queues bytes for the client: the transport's own method, to spare a call for each chunk."""
         self._parser = httptools.HttpRequestParser(self)
         self._exchange: Exchange | None = None
+        self._known: KnownHead[RequestHead] | None = None
         self._ready: deque[Exchange] = deque()
         self._held: list[bytes] = []
         self._held_size = 0
@@ -151,7 +153,8 @@ class ServerConnection(asyncio.Protocol):
             return
         if self._lingering:
             return
-        if self._in_message or not self._take_known(data):
+        known = self._known
+        if known is None or self._in_message or not self._take_known(known, data):
             self._feed_new(data)
         if self._ready:
             self.deadline = 0.0
@@ -248,12 +251,12 @@ class ServerConnection(asyncio.Protocol):
 
     # --- parsing -------------------------------------------------------------------------------
 
-    def _take_known(self, data: bytes) -> bool:
-        """Take one whole request whose head was seen before; return whether it was one."""
-        found = self.server.heads.find(data)
-        if found is None or len(found[1]) > self.server.limits.body_bytes:
+    def _take_known(self, known: KnownHead[RequestHead], data: bytes) -> bool:
+        """Take one whole request if its head is known; return whether it was one."""
+        body = known.body_of(data)
+        if body is None or len(body) > self.server.limits.body_bytes:
             return False
-        self._ready.append(Exchange(self, found[0], found[1], known=True))
+        self._ready.append(Exchange(self, known.head, body, known=True))
         return True
 
     def _feed_new(self, data: bytes) -> None:
@@ -264,7 +267,7 @@ class ServerConnection(asyncio.Protocol):
             head = self._ready[0].request_head
             # The others need more than an exchange to be made.
             if head.keep_alive and head.http11 and not self._expects and not self._upgrade:
-                self.server.heads.learn(data, head)
+                self._known = remember(data, head)
 
     def _feed(self, data: bytes) -> None:
         try:

@@ -1,26 +1,23 @@
-"""Heads that were parsed before, to be recognised without parsing them again.
+"""Heads like the one before, to be recognised without parsing them.
 
-One client's requests, and one worker's answers, differ in their bodies and in the body's length, and
-seldom in anything else. So a message that came in one read is looked up by the bytes of its head with
-the digits of Content-Length cut out. Only heads that the parser accepted get in, and between two
-messages the parser keeps no state, so what is found here is what it would say of the same bytes.
+What comes on one connection, requests from one side or answers from the other, differs in bodies and
+in the body's length, and seldom in anything else. So each connection remembers the last head that
+its parser accepted, cut where the digits of Content-Length were. Bytes that are the same around
+other digits, and whose digits say that the message ends where the data does, would be parsed to the
+same head: between two messages the parser keeps no state.
 """
 
 from typing import Generic, TypeVar
 
 from fairlead.http.messages import Headers
 
-HEADS = 1024
-"""Heads in a generation of a cache."""
-HEAD_BYTES = 2048
-"""Longer ones are always parsed: with ``HEADS`` it bounds the memory."""
-
-_FIELD = b"content-length: "
+_FIELD = b"\r\ncontent-length: "
 _MARK = b"ength: "  # whichever way the rest is capitalised
+_MOST_DIGITS = 16
 
 
 class RequestHead:
-    """A request without its body. Shared by all requests that look the same: never changed."""
+    """A request without its body. Shared by the requests that look the same: never changed."""
 
     __slots__ = ("headers", "http11", "keep_alive", "method", "notes", "target")
 
@@ -51,44 +48,46 @@ class ResponseHead:
 H = TypeVar("H", RequestHead, ResponseHead)
 
 
-class HeadCache(Generic[H]):
-    """Heads by their bytes. Those of messages that have Content-Length, in digits, exactly once."""
+class KnownHead(Generic[H]):
+    """A head, and the bytes before and behind the digits of its Content-Length."""
 
-    def __init__(self) -> None:
-        self._heads: dict[bytes, H] = {}
-        self._old: dict[bytes, H] = {}
+    __slots__ = ("_after", "_before", "_digits_at", "_search_to", "head")
 
-    def __len__(self) -> int:
-        return len(self._heads) + len(self._old)
+    def __init__(self, head: H, before: bytes, after: bytes) -> None:
+        self.head: H = head
+        self._before = before
+        self._after = after
+        self._digits_at = len(before)
+        self._search_to = len(before) + _MOST_DIGITS + len(after)
 
-    def find(self, data: bytes) -> tuple[H, bytes] | None:
-        """Return the head and the body if ``data`` is one whole message with a known head."""
-        end = data.find(b"\r\n\r\n")
-        at = data.find(_MARK, 0, end) + len(_MARK)
-        stop = data.find(b"\r\n", at, end + 2)
-        # The only digits taken are those that say that the message ends where the data does.
-        if data[at:stop] != b"%d" % (len(data) - end - 4):
+    def body_of(self, data: bytes) -> bytes | None:
+        """Return the body if ``data`` is one whole message with this head, else None."""
+        if not data.startswith(self._before):
             return None
-        head = self._heads.get(data[:at] + data[stop:end])
-        return None if head is None else (head, data[end + 4 :])
+        at, after = self._digits_at, self._after
+        end = data.find(after, at, self._search_to)
+        begin = end + len(after)
+        if end < 0 or data[at:end] != b"%d" % (len(data) - begin):
+            return None
+        return data[begin:]
 
-    def learn(self, data: bytes, head: H) -> None:
-        """Keep ``head``, which the parser made of ``data`` alone, if its bytes are enough to tell it by."""
-        end = data.find(b"\r\n\r\n")
-        at = data.find(_MARK, 0, end) + len(_MARK)
-        stop = data.find(b"\r\n", at, end + 2)
-        if end > HEAD_BYTES or data[at:stop] != b"%d" % (len(data) - end - 4):
-            return
-        if not data[:at].lower().endswith(b"\r\n" + _FIELD):
-            return  # the digits belong to some other field
-        if [name for name, _ in head.headers].count(b"content-length") != 1:
-            return
-        key = data[:at] + data[stop:end]
-        if len(self._heads) >= HEADS:
-            # Two generations make a cheap LRU: what was not asked for since the last turn goes.
-            self._old = self._heads
-            self._heads = {}
-        self._heads[key] = self._old.pop(key, head)
+
+def remember(data: bytes, head: H) -> KnownHead[H] | None:
+    """Return what to know ``head`` by, which the parser made of ``data`` and of nothing else.
+
+    None if ``data`` is not one message with a Content-Length that says so.
+    """
+    end = data.find(b"\r\n\r\n")
+    at = data.find(_MARK, 0, end) + len(_MARK)
+    stop = data.find(b"\r\n", at, end + 2)
+    if data[at:stop] != b"%d" % (len(data) - end - 4):
+        return None
+    before = data[:at]
+    if not before.lower().endswith(_FIELD):
+        return None  # these digits belong to some other field
+    if [name for name, _ in head.headers].count(b"content-length") != 1:
+        return None
+    return KnownHead(head, before, data[stop : end + 4])
 
 
 def with_length(headers: Headers, length: int) -> Headers:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from fairlead.http.connection import ServerConnection
 from fairlead.http.exchange import Exchange, Listener
-from fairlead.http.heads import HeadCache, RequestHead
 from fairlead.http.messages import Headers, Response, error_response, json_response
 from fairlead.http.routes import Router
 
@@ -68,7 +67,6 @@ class Server:
         self.handler = handler
         self.limits = limits or HttpLimits()
         self.connections: set[ServerConnection] = set()
-        self.heads: HeadCache[RequestHead] = HeadCache()
         self.draining = False
         self._empty = asyncio.Event()
         self._listening: list[asyncio.Server] = []
