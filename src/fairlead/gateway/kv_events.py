@@ -398,7 +398,9 @@ class KvEvents:
             count = 0
             while True:
                 try:
-                    frames = await asyncio.wait_for(ask.recv_multipart(), self._replay_timeout_s)
+                    # Not wait_for: before Python 3.12 that can swallow a cancellation.
+                    async with asyncio.timeout(self._replay_timeout_s):
+                        frames = await ask.recv_multipart()
                 except TimeoutError:
                     raise _LostError(f"no answer from the replay socket {self.source.replay}") from None
                 sequence, payload = decode_message(frames)
