@@ -5,6 +5,7 @@ import re
 import pytest
 
 from fairlead.http.client import ClientTimeouts, Pool, UpstreamError
+from fairlead.http.client_connection import ClientConnection
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -396,6 +397,24 @@ def test_a_paused_answer_does_not_time_out_and_holds_the_upstream_back(run):
             await notes.over.wait()
             assert notes.heard[-1] == "end"
             assert len(notes.body) == 20_000_000
+
+    run(main)
+
+
+def test_a_connection_that_is_lost_as_it_opens_is_an_error(run, monkeypatch):
+    made = ClientConnection.connection_made
+
+    def made_and_lost(connection, transport):
+        made(connection, transport)
+        connection.connection_lost(None)
+        transport.abort()
+
+    monkeypatch.setattr(ClientConnection, "connection_made", made_and_lost)
+
+    async def main():
+        async with upstream(answering(OK)) as (pool, _):
+            notes = await ask(pool)
+            assert notes.heard == [("closed", False)]
 
     run(main)
 

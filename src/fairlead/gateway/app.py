@@ -136,7 +136,7 @@ class Gateway:
     def forget(self, flow: Flow) -> None:
         """Called by a flow at its end."""
         del self.flows[flow.request.rid]
-        if not self.flows:
+        if self.draining and not self.flows:
             self._idle.set()
 
     def made_progress(self, flow: Flow) -> None:

@@ -110,7 +110,7 @@ class Flow:
 
     def dispatch(self, command: Dispatch) -> None:
         """Send the request to the worker."""
-        worker = self.worker = self.gateway.workers[command.worker]
+        worker = self.worker = self.gateway.workers.by_id[command.worker]
         if command.attempt == 1:
             waited = self.gateway.dispatcher.now - self.arrived_us
             self.figures.wait.observe(waited / 1e6)
@@ -238,7 +238,7 @@ class Flow:
         self.call = None
         self.status = head.status
         self.body = b""
-        self.gateway.workers.succeeded(worker)
+        worker.failures = 0
         self._settle(usage_of(body), worker)
         self.exchange.whole(lines, body)
 

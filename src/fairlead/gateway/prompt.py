@@ -5,7 +5,7 @@ token takes is learned for each model from the usage that engines report.
 """
 
 from struct import Struct
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -31,7 +31,7 @@ _ROLES = {
 }
 
 
-class Prompt(NamedTuple):
+class Prompt(msgspec.Struct, frozen=True):
     """A prompt as the scheduler sees it."""
 
     keys: list[BlockKey]

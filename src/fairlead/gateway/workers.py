@@ -95,7 +95,7 @@ class Workers:
         self._now_us = now_us
         self._running = running
         self._follow = follow
-        self._by_id: dict[str, Worker] = {}
+        self.by_id: dict[str, Worker] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._warned = False
         self.served: frozenset[str] = frozenset()
@@ -104,13 +104,13 @@ class Workers:
         """LoRA adapters that workers serve, and their base models."""
         for url in config.worker_urls:
             worker = Worker(url, config)
-            self._by_id[worker.id] = worker
+            self.by_id[worker.id] = worker
 
     def __iter__(self) -> Iterator[Worker]:
-        return iter(self._by_id.values())
+        return iter(self.by_id.values())
 
     def __getitem__(self, worker_id: str) -> Worker:
-        return self._by_id[worker_id]
+        return self.by_id[worker_id]
 
     @property
     def ready(self) -> int:

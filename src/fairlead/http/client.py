@@ -104,10 +104,7 @@ class Pool:
         """Send ``request`` on a kept connection, or on a new one; never calls ``sink`` before returning."""
         call = Call(request, sink)
         while self._idle:
-            connection = self._idle.pop()
-            if connection.usable():
-                call.connection = connection
-                connection.start(call, sink, request)
+            if self._idle.pop().start(call, sink, request):
                 return call
         self._open(call)
         return call
@@ -182,8 +179,9 @@ class Pool:
         self.opened += 1
         call.task = None
         self._open_connections.add(connection)
-        call.connection = connection
-        connection.start(call, call.sink, call.request)
+        if not connection.start(call, call.sink, call.request):
+            connection.drop()
+            call.sink.error(UpstreamError("closed", "the worker closed the new connection at once", False))
 
     def ended(self, connection: ClientConnection, reusable: bool) -> None:
         """The exchange on ``connection`` is over."""

@@ -130,16 +130,20 @@ class ClientConnection(asyncio.Protocol):
             self._quiet_since = now
         return now - self._quiet_since
 
-    def start(self, call: "Call", sink: Sink, request: bytes) -> None:
-        """Write the request."""
+    def start(self, call: "Call", sink: Sink, request: bytes) -> bool:
+        """Write the request, or return False when the connection is on its way out."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return False
+        call.connection = self
         self._call = call
         self._sink = sink
         self._whole = getattr(sink, "whole", None)
         self._answered = self._complete = False
         self._head_ready = self._to_eof = False
         self._quiet_since = 0.0
-        if self._transport is not None:
-            self._transport.write(request)
+        transport.write(request)
+        return True
 
     def drop(self) -> None:
         """Close without a word to the sink."""

@@ -266,7 +266,7 @@ class ServerConnection(asyncio.Protocol):
         if alone and len(self._ready) == 1 and self._refusal is None:
             head = self._ready[0].request_head
             # The others need more than an exchange to be made.
-            if head.keep_alive and head.http11 and not self._expects and not self._upgrade:
+            if head.keep_alive and head.http11 and not self._upgrade:
                 self._known = remember(data, head)
 
     def _feed(self, data: bytes) -> None:
