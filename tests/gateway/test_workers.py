@@ -105,7 +105,7 @@ def test_credits_hold_requests_back_and_follow_the_engines_queue():
         async with serving(worker, worker_sequences=8) as served:
             dispatcher = served.gateway.dispatcher
             asks = [asyncio.ensure_future(served.post(chat())) for _ in range(12)]
-            await until(lambda: len(worker.asked) == 8)
+            await until(lambda: len(worker.asked) == 8 and dispatcher.arrived == 12)
             assert (dispatcher.fleet.running[0], dispatcher.queued) == (8, 4)
             worker.running, worker.waiting = 2, 6
             await until(lambda: dispatcher.fleet.sequences[0] == 2)
