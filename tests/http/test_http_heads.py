@@ -89,6 +89,8 @@ def read(messages, *, remembers, monkeypatch):
 @example([(HEADS[2], 4, 0), (HEADS[2], 7, 0)])  # the first length is not the one that counts
 @example([(HEADS[3], 4, 0), (HEADS[3], 5, 0)])
 @example([(HEADS[0], 3, 0), (HEADS[0], 41, 0)])
+@example([(HEADS[8], 0, 0), (HEADS[8], 0, 0)])  # the body came with the head: 100 is not owed any more
+@example([(HEADS[8], 5, 0), (HEADS[8], 5, 0)])
 def test_known_heads_change_nothing(picks):
     messages = [head % size + b"y" * max(0, size + odd) for head, size, odd in picks]
     with pytest.MonkeyPatch.context() as patch:

@@ -382,6 +382,7 @@ class ServerConnection(asyncio.Protocol):
         if self._upgrade and self._parser.should_upgrade():
             return  # llhttp skipped the body; _decline_upgrade goes on
         self._in_message = False
+        self._expects = False  # the body came unasked
         body = self._body
         head = RequestHead(
             self._method or self._parser.get_method(),
