@@ -30,7 +30,7 @@ test: $(VENV)/.dev ## the fast test suite
 
 test-engines: | $(BIN)/python ## the suite on two real vLLM servers, in .venv-engines (about 4 GB, minutes)
 	@$(PYTHON) scripts/setup_engines.py
-	$(VENV)-engines/bin/python -m pytest --override-ini addopts="-q --strict-markers" tests/engines $(ARGS)
+	$(VENV)-engines/bin/python -m pytest --override-ini addopts="-q --strict-markers" --confcutdir=tests/engines tests/engines $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy, strict
 	$(BIN)/ruff check .
