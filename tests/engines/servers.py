@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
+
+from fairlead.demo.processes import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv-engines"
@@ -28,15 +29,6 @@ SEQUENCES = 4
 """Most requests in an engine's batch; few, so that requests have to wait for each other."""
 
 KEYS = {"alice": "key-of-alice", "bob": "key-of-bob", "mallory": "key-of-mallory"}
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def get(url: str, timeout: float = 5.0) -> bytes:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -32,15 +33,26 @@ def keys() -> dict[str, str]:
     return {client.name: f"demo-key-{client.name}" for client in CLIENTS}
 
 
+_HANDED_OUT: set[int] = set()
+
+
 def free_ports(count: int) -> list[int]:
-    """Return ports that are free now; all are held open together so that none comes twice."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            probe = stack.enter_context(socket.socket())
-            probe.bind((HOST, 0))
-            ports.append(int(probe.getsockname()[1]))
-        return ports
+    """Return ports that nobody listens on, none of them twice in this process.
+
+    They lie below the range that systems take outgoing connections' ports from: a port of that
+    range can be gone by the time a process that starts slowly binds it.
+    """
+    ports: list[int] = []
+    candidates = random.sample(range(12_000, 32_000), 2_000)
+    for port in candidates:
+        if len(ports) == count:
+            break
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            if port not in _HANDED_OUT:
+                probe.bind((HOST, port))
+                ports.append(port)
+    _HANDED_OUT.update(ports)
+    return ports
 
 
 @contextlib.asynccontextmanager
