@@ -23,7 +23,7 @@ from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
 from fairlead.core.ordering.base import Fits, Ordering, Queue, Waiting
 from fairlead.core.prefilling import Prefilling
 from fairlead.core.prefix import PrefixIndex
-from fairlead.core.routing.base import Fleet, Match, Routing
+from fairlead.core.routing.base import Match, Routing
 from fairlead.core.shedding import QueueShares
 
 HOUR_US = 3_600_000_000
@@ -346,7 +346,7 @@ class Dispatcher:
         ):
             fleet.begin(slot)
             self._admit(job, slot, out)
-            self.fleet.kv_stale.add(slot)
+            fleet.kv_stale.add(slot)
             return
         queue = self._queues[slot]
         assert queue is not None
@@ -354,7 +354,7 @@ class Dispatcher:
         fleet.add_queued(slot, 1)
         queue.push(job, self.index.ready(slot, request.keys) if self._tracked else 0)
         self._pump(slot, out)
-        self.fleet.kv_stale.add(slot)
+        fleet.kv_stale.add(slot)
 
     def _wait(self, job: Job) -> None:
         """Count a request among the waiting."""
@@ -762,7 +762,3 @@ class Dispatcher:
         )
         ends = " ".join(f"{state}={count}" for state, count in self.ended.items())
         return f"<Dispatcher queued={self.queued} running={self.running} {ends} | {workers}>"
-
-    def view(self) -> Fleet:
-        """Return the read-only view of the fleet that policies see."""
-        return self.fleet

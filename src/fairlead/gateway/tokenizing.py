@@ -60,14 +60,13 @@ class TokenCache:
     Safe to use from several threads.
     """
 
-    __slots__ = ("_lock", "_pieces", "chars", "hits", "max_chars", "misses")
+    __slots__ = ("_lock", "_pieces", "chars", "hits", "max_chars")
 
     def __init__(self, max_chars: int) -> None:
         self.max_chars = max_chars
         self.chars = 0
         self.hits = 0
         """Characters found, not pieces: it is length that costs."""
-        self.misses = 0
         self._pieces: OrderedDict[str, array[int]] = OrderedDict()
         self._lock = Lock()
 
@@ -75,9 +74,7 @@ class TokenCache:
         """Return the piece's tokens if they are known."""
         with self._lock:
             found = self._pieces.get(piece)
-            if found is None:
-                self.misses += len(piece)
-            else:
+            if found is not None:
                 self.hits += len(piece)
                 self._pieces.move_to_end(piece)
         return found

@@ -40,8 +40,6 @@ class Worker:
         if config.worker_api_key:
             self.headers = ((b"authorization", b"Bearer " + config.worker_api_key.encode()),)
         self.up = False
-        self.checked = False
-        """Whether a health check was answered, well or not."""
         self.failed_checks = 0
         self.failures = 0
         """Failed requests in a row."""
@@ -182,7 +180,6 @@ class Workers:
             reason = "" if healthy else "its health check failed"
         except UpstreamError as error:
             reason, gone = str(error), error.kind == "connect"
-        worker.checked = True
         if not reason:
             worker.failed_checks = 0
             if not worker.up and asyncio.get_running_loop().time() >= worker.closed_until:

@@ -71,8 +71,6 @@ class Pool:
         """All of them, idle ones too: a set of busy ones would cost two changes a request."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
-        self.opened = 0
-        """Connections opened so far."""
         self.stale_retries = 0
         """Requests sent again because a kept connection turned out to be closed."""
 
@@ -176,7 +174,6 @@ class Pool:
         except asyncio.CancelledError:
             connection.drop()  # it may have come up in the very round of the cancellation
             raise
-        self.opened += 1
         call.task = None
         self._open_connections.add(connection)
         if not connection.start(call, call.sink, call.request):

@@ -78,11 +78,6 @@ class Exchange:
         return self.target.partition(b"?")[0]
 
     @property
-    def query(self) -> bytes:
-        """What follows the question mark in the target."""
-        return self.target.partition(b"?")[2]
-
-    @property
     def peer(self) -> str:
         """The address of the connection's other end; empty when unknown."""
         return "" if self._connection is None else self._connection.peer
