@@ -243,6 +243,24 @@ def test_a_silent_replay_socket_means_speculation_and_then_another_try() -> None
     play(scene)
 
 
+def test_an_engine_that_dies_while_it_replays_is_lost_at_once_and_not_after_the_time_out() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.engine.publish(stored([1], tokens(1)))
+        listener = stage.listen(replay_timeout_s=3600)
+        await until(lambda: listener.knows(1))
+        stage.engine.mute_replay = True
+        asked = stage.engine.replays
+        await stage.engine.publish(stored([2], tokens(2)), lose=True)
+        await stage.engine.publish(stored([3], tokens(3)))
+        await until(lambda: stage.engine.replays > asked)
+        stage.restart_engine()
+        await until(lambda: "broke off" in " ".join(state.reason for state in listener.states))
+        await stage.engine.publish(stored([4], tokens(4)))
+        await until(lambda: listener.knows(4))
+
+    play(scene)
+
+
 def test_garbage_ends_what_is_known_with_its_reason() -> None:
     async def scene(stage: Stage) -> None:
         await stage.engine.publish(stored([1], tokens(1)))

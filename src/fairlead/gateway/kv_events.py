@@ -104,6 +104,14 @@ class _LostError(Exception):
     """What was known ends here, for the reason given."""
 
 
+class _Link(NamedTuple):
+    """One connection to a publisher. ``monitor`` speaks after the handshake only if it broke off."""
+
+    context: zmq.asyncio.Context
+    live: zmq.asyncio.Socket
+    monitor: zmq.asyncio.Socket
+
+
 def source_from(body: bytes, worker_url: str) -> KvSource:
     """Read the answer of an engine's ``GET /kv_event_sources``; addresses are made reachable from here.
 
@@ -300,15 +308,15 @@ class KvEvents:
             while (await recv_monitor_message(monitor))["event"] != zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 pass  # an attempt that broke off; ZeroMQ makes others
             self._sessions += 1
-            await self._catch_up(context)
-            await self._follow(context, live, monitor)
+            link = _Link(context, live, monitor)
+            await self._catch_up(link)
+            await self._follow(link)
         finally:
             live.disable_monitor()
             live.close(linger=0)
 
-    async def _follow(
-        self, context: zmq.asyncio.Context, live: zmq.asyncio.Socket, monitor: zmq.asyncio.Socket
-    ) -> None:
+    async def _follow(self, link: _Link) -> None:
+        live, monitor = link.live, link.monitor
         poller = zmq.asyncio.Poller()
         poller.register(live, zmq.POLLIN)
         poller.register(monitor, zmq.POLLIN)
@@ -324,25 +332,25 @@ class KvEvents:
                 if sequence <= newest:
                     raise _LostError(f"sequence number {sequence} came after {newest}")
                 newest = sequence
-                await self._live(context, sequence, payload)
+                await self._live(link, sequence, payload)
             if monitor in ready:
                 raise _LostError("the connection broke off")
             if not ready and not looked_back and self.source.replay:
                 # Batches between the first catch-up and the moment that our subscription reached the
                 # publisher were sent to nobody. Later ones show the gap; on an idle engine we have to look.
                 looked_back = True
-                await self._catch_up(context)
+                await self._catch_up(link)
             if self._phase == "partial":
                 await self._judge(self._reason)
             elif self._resync and self.exact:
                 await self._announce(self._reason)
             await asyncio.sleep(0)
 
-    async def _live(self, context: zmq.asyncio.Context, sequence: int, payload: bytes) -> None:
+    async def _live(self, link: _Link, sequence: int, payload: bytes) -> None:
         """Take one live batch, after those that are missing before it."""
         if sequence > self._last[0] + 1:
             self._gaps += self._last[0] >= 0
-            await self._catch_up(context)
+            await self._catch_up(link)
         if sequence <= self._last[0]:
             return  # a replay has brought it
         if sequence > self._last[0] + 1:
@@ -355,20 +363,20 @@ class KvEvents:
 
     # -- catching up -------------------------------------------------------------------------------
 
-    async def _catch_up(self, context: zmq.asyncio.Context) -> None:
+    async def _catch_up(self, link: _Link) -> None:
         """Read from the replay socket what was missed."""
         if not self.source.replay:
             self._forget(whole=False)
             self._fall_back("partial", "the engine replays nothing, so what it cached before is unknown")
             return
-        if self._last[0] >= 0 and await self._replay_from_last(context):
+        if self._last[0] >= 0 and await self._replay_from_last(link):
             await self._judge("caught up" if self._whole else self._reason)
             return
         # A new engine, or one that we lost sight of for too long. What comes is told when it is complete.
         self._fall_back("connecting", "reading all that the engine has")
         self._forget(whole=True)
         count = 0
-        async with aclosing(self._replay(context, 0)) as batches:
+        async with aclosing(self._replay(link, 0)) as batches:
             async for sequence, payload in batches:
                 if not count and sequence:
                     self._whole = False
@@ -377,10 +385,10 @@ class KvEvents:
         known = "all events" if self._whole else "not the first events"
         await self._judge(f"read {count} batches: {known} of the engine")
 
-    async def _replay_from_last(self, context: zmq.asyncio.Context) -> bool:
+    async def _replay_from_last(self, link: _Link) -> bool:
         """Continue after the last batch that we have. False if the engine does not have it, or another."""
         last, known = self._last, False
-        async with aclosing(self._replay(context, last[0])) as batches:
+        async with aclosing(self._replay(link, last[0])) as batches:
             async for sequence, payload in batches:
                 if known:
                     self._take(sequence, payload)
@@ -389,20 +397,27 @@ class KvEvents:
                 known = True
         return known
 
-    async def _replay(self, context: zmq.asyncio.Context, start: int) -> AsyncGenerator[tuple[int, bytes]]:
-        """Ask for the batches from ``start`` on."""
-        ask = context.socket(zmq.DEALER)
+    async def _replay(self, link: _Link, start: int) -> AsyncGenerator[tuple[int, bytes]]:
+        """Ask for the batches from ``start`` on.
+
+        An engine that dies while it is asked would be silent until the time-out: the live connection
+        tells at once.
+        """
+        ask = link.context.socket(zmq.DEALER)
+        poller = zmq.asyncio.Poller()
+        poller.register(ask, zmq.POLLIN)
+        poller.register(link.monitor, zmq.POLLIN)
         try:
             ask.connect(self.source.replay)
             await ask.send_multipart([b"", start.to_bytes(8, "big")])
             count = 0
             while True:
-                try:
-                    # Not wait_for: before Python 3.12 that can swallow a cancellation.
-                    async with asyncio.timeout(self._replay_timeout_s):
-                        frames = await ask.recv_multipart()
-                except TimeoutError:
-                    raise _LostError(f"no answer from the replay socket {self.source.replay}") from None
+                ready = dict(await poller.poll(int(self._replay_timeout_s * 1000)))
+                if link.monitor in ready:
+                    raise _LostError("the connection broke off")
+                if not ready:
+                    raise _LostError(f"no answer from the replay socket {self.source.replay}")
+                frames = await ask.recv_multipart()
                 sequence, payload = decode_message(frames)
                 if sequence < 0:
                     return
