@@ -11,7 +11,10 @@ ALLOWED = {
     "core": {"core"},
     "http": {"http"},
     "engine": {"core", "http", "engine"},
-    "gateway": {"core", "http", "engine", "gateway", "config"},
+    "gateway": {"core", "http", "engine", "gateway", "config", "trace"},
+    "trace": {"core", "trace"},
+    "report": {"core", "report"},
+    "simulate": {"core", "engine", "trace", "report", "simulate", "policies"},
 }
 
 

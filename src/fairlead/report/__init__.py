@@ -1,0 +1,1 @@
+"""What runs mean: metrics folded from records, comparisons, tables, plots and the HTML report."""

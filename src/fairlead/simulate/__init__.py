@@ -1,0 +1,1 @@
+"""The simulator: the production dispatcher and engine models in virtual time."""
