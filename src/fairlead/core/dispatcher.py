@@ -233,6 +233,7 @@ class Dispatcher:
             over = max(after - expected, 0) - max(before - expected, 0)
             job.kv_extra += over
             self._kv_extra[job.slot] += over
+            self.fleet.kv_stale.add(job.slot)
 
     def _finished(self, event: ev.Finished, out: list[Command]) -> None:
         job = self._job(event.rid)
@@ -586,6 +587,7 @@ class Dispatcher:
             if self._exact[slot] is not event.exact:
                 self.index.clear(slot, event.exact)
         self._exact[slot] = event.exact
+        fleet.kv_stale.add(slot)
         fleet.set_limits(slot, limits)
         fleet.set_up(slot, up=True)
         self._pump(slot, out)
@@ -640,6 +642,7 @@ class Dispatcher:
         if event.limits is not None:
             fleet.set_limits(slot, event.limits)
             self.index.resize(slot, self._blocks(event.limits.kv_tokens))
+            fleet.kv_stale.add(slot)
         if event.engine_running is not None or event.engine_waiting is not None:
             fleet.engine_running[slot] = event.engine_running or 0
             fleet.engine_waiting[slot] = event.engine_waiting or 0
