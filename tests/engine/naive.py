@@ -92,6 +92,7 @@ class NaiveEngine:
         self.waiting: list[NaiveSequence] = []
         self.batch: list[NaiveSequence] = []
         self.decoding: set[int] = set()
+        self.carry = 0
 
     def submit(self, request: Request, output_tokens: int, output_keys: list[int]) -> None:
         self.waiting.append(NaiveSequence(request, output_tokens, [*request.keys, *output_keys]))
@@ -117,13 +118,16 @@ class NaiveEngine:
         finished: list[int] = []
         for seq in decodes:
             seq.computed += 1
-            self._publish(seq)
+            if seq.output + 1 == seq.total_output:
+                self._publish(seq)
             self._emit(seq, tokens, finished)
         for seq in self.ready:
             self.decoding.add(seq.rid)
             self._emit(seq, tokens, finished)
+        ps = self.carry + self.profile.steps.step_ps(*work)
+        self.carry = ps % 1_000_000
         return {
-            "duration_us": self.profile.steps.step_us(work),
+            "duration_us": ps // 1_000_000,
             "work": work,
             "tokens": sorted(tokens),
             "finished": finished,

@@ -17,13 +17,20 @@ A step, as in vLLM's scheduler:
 No livelock: the sequence admitted first is never preempted while another one runs, and alone it
 always fits, since a request longer than the pool is refused. So the oldest one always ends.
 
-Cost of a step: the sequences that finish, fill a block, prefill or are admitted in it, not the
-batch. A decoding sequence is not touched between those moments; its state follows from the step
-number.
+Cost of a step: the sequences that finish, prefill or are admitted in it, not the batch. A decoding
+sequence is not touched between those moments; its state follows from the step number, and the blocks
+that a step needs from how many sequences fill one in it. So steps that only decode can be taken many at
+a time, in closed form: ``coast_steps`` says how many, ``coast`` takes them, with the same result as so
+many calls of ``step``.
+
+Blocks that an output completes enter the prefix cache when the request ends. vLLM has them there as
+they fill; until the answer is known nobody can ask for them.
 """
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from fairlead.core.model import BlockKey, ClientId, Request, RequestId
@@ -31,7 +38,7 @@ from fairlead.core.ordering import OrderingContext, make_ordering
 from fairlead.core.ordering.base import Ordering, Waiting
 from fairlead.engine.kv import KVPool
 from fairlead.engine.profiles import Profile
-from fairlead.engine.steptime import Work
+from fairlead.engine.steptime import PS_PER_US, Work
 
 TICK_US = 1_000_000
 """How often the ordering is told of the time, to forget idle clients."""
@@ -61,12 +68,17 @@ class Stored(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What happened in one step. It takes effect when the step ends, ``duration_us`` after its start."""
+    """What happened in one step, or in several that only decode.
+
+    It takes effect when the last one ends, ``duration_us`` after the start of the first. Durations are
+    rounded down and the rest is carried to the next step, so that they sum up exactly.
+    """
 
     duration_us: int
     work: Work
+    """Of the first step."""
     tokens: Sequence[RequestId]
-    """Requests that got one more output token."""
+    """Requests that got one more output token in each step; not listed if the engine was told so."""
     first: Sequence[RequestId]
     """Those of ``tokens`` for which it is the first."""
     finished: Sequence[RequestId]
@@ -75,6 +87,7 @@ class StepResult(NamedTuple):
     evicted: Sequence[BlockKey]
     """Blocks that left the cache, before any of ``stored`` entered it."""
     stored: Sequence[Stored]
+    steps: int = 1
 
 
 class Load(NamedTuple):
@@ -109,6 +122,7 @@ class _Sequence:
         "output",
         "output_tokens",
         "paid",
+        "phase",
         "published",
         "rid",
         "since",
@@ -131,13 +145,16 @@ class _Sequence:
         self.paid = 0
         """Tokens in KV that its client was charged for as prompt work."""
         self.blocks = 0
+        """While it decodes, as of step ``since``."""
         self.published = 0
         """Leading blocks that are in the cache, referenced."""
         self.admitted = 0
         """Number of its last admission: the order of the batch."""
         self.since = 0
         self.due = -1
-        """Step in which it fills a block or finishes; -1 unless it decodes."""
+        """Step in which it finishes; -1 unless it decodes."""
+        self.phase = 0
+        """It takes a new block in the steps that leave this remainder when divided by the block size."""
 
     @property
     def client(self) -> ClientId:
@@ -181,7 +198,8 @@ class Engine:
     """One engine: a queue, a batch, a KV pool. See the module for what it models.
 
     ``ordering`` belongs to this engine alone (queue number 0); first come, first served by default.
-    The limits default to the profile's; ``kv_blocks`` overrides its pool size, in blocks.
+    The limits default to the profile's; ``kv_blocks`` overrides its pool size, in blocks. Without
+    ``list_tokens`` results do not name the requests that got a token, which takes time for each.
     """
 
     def __init__(
@@ -195,6 +213,7 @@ class Engine:
         max_num_batched_tokens: int | None = None,
         max_model_len: int | None = None,
         watermark: float = 0.01,
+        list_tokens: bool = True,
     ) -> None:
         self.profile = profile
         self.block_tokens = block_tokens
@@ -218,9 +237,14 @@ class Engine:
         self._decoding_clients: dict[ClientId, int] = {}
         self._number = 0
         """Steps so far."""
-        self._due: dict[int, list[_Sequence]] = {}
-        self._full: list[_Sequence] = []
-        """Decoding sequences whose last block is full: the next step starts with a new one."""
+        self._carry = 0
+        """Picoseconds of steps so far that no duration has told yet."""
+        self._ends: list[tuple[int, int, _Sequence]] = []
+        """Heap of (step in which it finishes, admission, sequence); some have left the batch since."""
+        self._phases: list[dict[RequestId, _Sequence]] = [{} for _ in range(block_tokens)]
+        """The decoding sequences by their ``phase``."""
+        self._phase_counts = [0] * block_tokens
+        self._list_tokens = list_tokens
         self._arrivals = 0
         self._admissions = 0
         self._next_tick = 0
@@ -310,24 +334,78 @@ class Engine:
             self._tick(now)
         step = _Step(self.max_num_batched_tokens)
         self._give_blocks(step)
-        decodes, context = len(self._decodes), self._context
-        step.budget -= decodes
+        step.budget -= len(self._decodes)
         for seq in tuple(self._prefills.values()):
             self._prefill(seq, step)
         if not step.preempted:
             self._admit(step)
-        if not decodes and not step.prefilled:
+        if not self._decodes and not step.prefilled:
             assert not self._batch, "a batch that makes no progress"
             return None
-        work = Work(decodes, context, step.prefilled, step.area)
-        tokens = list(self._decodes)
-        self._decode(step)
+        return self._compute(step, 1)
+
+    def coast_steps(self) -> int:
+        """Return how many steps from now would only decode, up to the next that ends a request.
+
+        0 if the next one does more: it has to be a ``step``. Whatever is submitted or cancelled
+        changes the answer.
+        """
+        if not self._decodes or self._prefills or self._may_admit():
+            return 0
+        ends = self._ends
+        while ends[0][2].due != ends[0][0]:
+            heappop(ends)  # it has left the batch since
+        steps = ends[0][0] - self._number
+        available = self.pool.available
+        if self._blocks_for(steps) > available:
+            steps = bisect_right(range(1, steps + 1), available, key=self._blocks_for)
+        return steps
+
+    def coast_us(self, steps: int) -> int:
+        """Return how long so many steps that only decode will take."""
+        ps = self.profile.steps.decode_ps(len(self._decodes), self._context, steps)
+        return (self._carry + ps) // PS_PER_US
+
+    def coast_steps_until(self, us: int) -> int:
+        """Return the least number of steps that only decode after which ``us`` have passed."""
+        ps = us * PS_PER_US - self._carry
+        return self.profile.steps.decode_steps(len(self._decodes), self._context, ps)
+
+    def coast(self, steps: int) -> StepResult:
+        """Take at most ``coast_steps()`` steps, at least one, at once."""
+        step = _Step(0)
+        self._take_blocks(self._blocks_for(steps), step)
+        return self._compute(step, steps)
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return self._number
+
+    def decoding(self) -> Iterator[tuple[RequestId, int]]:
+        """Iterate over the requests that decode: id, and output tokens so far."""
+        number = self._number
+        for seq in self._decodes.values():
+            yield seq.rid, seq.output + number - seq.since
+
+    def _compute(self, step: _Step, steps: int) -> StepResult:
+        """Compute what the step, and ``steps`` - 1 more that only decode, were given to compute."""
+        seqs, context = len(self._decodes), self._context
+        times = self.profile.steps
+        if steps == 1:
+            ps = times.step_ps(seqs, context, step.prefilled, step.area)
+        else:
+            ps = times.decode_ps(seqs, context, steps)
+        duration, self._carry = divmod(self._carry + ps, PS_PER_US)
+        tokens = list(self._decodes) if self._list_tokens else []
+        self._decode(step, steps)
         for seq in step.ready:
             self._first_token(seq, step)
-            tokens.append(seq.rid)
+            if self._list_tokens:
+                tokens.append(seq.rid)
         return StepResult(
-            self.profile.steps.step_us(work),
-            work,
+            duration,
+            Work(seqs, context, step.prefilled, step.area),
             tokens,
             step.first,
             step.finished,
@@ -335,6 +413,7 @@ class Engine:
             step.preempted,
             step.evicted,
             step.stored,
+            steps,
         )
 
     def __contains__(self, rid: RequestId) -> bool:
@@ -356,14 +435,27 @@ class Engine:
 
     def _give_blocks(self, step: _Step) -> None:
         """Give a block to each sequence whose last one is full, the earliest admitted first."""
-        full = [seq for seq in self._full if seq.state == _DECODE]
-        self._full.clear()
-        full.sort(key=_by_admission)
-        for seq in full:
+        phase = self._number % self.block_tokens
+        count = self._phase_counts[phase]
+        if count <= self.pool.available:
+            self._take_blocks(count, step)
+            return
+        for seq in sorted(self._phases[phase].values(), key=_by_admission):
             while seq.state == _DECODE and not self.pool.available:
                 self._preempt(next(reversed(self._batch.values())), step)
             if seq.state == _DECODE:
-                self._allocate(seq, 1, step)
+                self._take_blocks(1, step)
+
+    def _blocks_for(self, steps: int) -> int:
+        """Return how many blocks the next ``steps`` steps take if they only decode."""
+        size, counts = self.block_tokens, self._phase_counts
+        rounds, rest = divmod(steps, size)
+        start = self._number % size
+        end = start + rest
+        blocks = sum(counts[start:end])
+        if end > size:
+            blocks += sum(counts[: end - size])
+        return blocks + rounds * len(self._decodes)
 
     def _preempt(self, seq: _Sequence, step: _Step) -> None:
         self._leave_batch(seq)
@@ -372,37 +464,52 @@ class Engine:
         self._preemptions += 1
         step.preempted.append(seq.rid)
 
-    def _decode(self, step: _Step) -> None:
-        """Let every decoding sequence compute one token; look at those that this concerns."""
-        self._context += len(self._decodes)
+    def _decode(self, step: _Step, steps: int) -> None:
+        """Let every decoding sequence compute a token in each step; end those that the last one ends."""
+        self._context += len(self._decodes) * steps
         for client, count in self._decoding_clients.items():
-            self.ordering.decoded(0, client, count)
-        self._number += 1
-        due = [seq for seq in self._due.pop(self._number, ()) if seq.due == self._number]
-        due.sort(key=_by_admission)  # the others were preempted or cancelled since
-        for seq in due:
-            self._settle(seq)
-            self._publish(seq, step)
-            if seq.output == seq.output_tokens:
+            self.ordering.decoded(0, client, count * steps)
+        self._number += steps
+        number, ends = self._number, self._ends
+        while ends and ends[0][0] <= number:
+            due, _, seq = heappop(ends)
+            if seq.due == due:  # else it has left the batch since
+                self._settle(seq)
+                self._publish(seq, step)
                 self._finish(seq, step)
-            else:
-                self._schedule(seq)
 
-    def _schedule(self, seq: _Sequence) -> None:
-        """Note the next step that concerns a decoding sequence: its block is full, or it ends."""
-        room = seq.blocks * self.block_tokens - seq.computed
-        if not room:
-            self._full.append(seq)
-            room = self.block_tokens
+    def _begin_decoding(self, seq: _Sequence) -> None:
+        seq.state = _DECODE
+        self._decodes[seq.rid] = seq
+        self._context += seq.computed
+        self._decoding_clients[seq.client] = self._decoding_clients.get(seq.client, 0) + 1
         seq.since = self._number
-        seq.due = self._number + min(room, seq.output_tokens - seq.output)
-        self._due.setdefault(seq.due, []).append(seq)
+        seq.due = self._number + seq.output_tokens - seq.output
+        heappush(self._ends, (seq.due, seq.admitted, seq))
+        size = self.block_tokens
+        seq.phase = phase = (self._number + seq.blocks * size - seq.computed) % size
+        self._phases[phase][seq.rid] = seq
+        self._phase_counts[phase] += 1
+
+    def _end_decoding(self, seq: _Sequence) -> None:
+        self._settle(seq)
+        del self._decodes[seq.rid]
+        self._context -= seq.computed
+        seq.due = -1
+        del self._phases[seq.phase][seq.rid]
+        self._phase_counts[seq.phase] -= 1
+        left = self._decoding_clients[seq.client] - 1
+        if left:
+            self._decoding_clients[seq.client] = left
+        else:
+            del self._decoding_clients[seq.client]
 
     def _settle(self, seq: _Sequence) -> None:
         """Bring a decoding sequence's counts up to date."""
         steps = self._number - seq.since
         seq.computed += steps
         seq.output += steps
+        seq.blocks = -(-seq.computed // self.block_tokens)
         seq.since = self._number
 
     # 2. Prompts
@@ -430,11 +537,7 @@ class Engine:
             self._finish(seq, step)
             return
         del self._prefills[seq.rid]
-        seq.state = _DECODE
-        self._decodes[seq.rid] = seq
-        self._context += seq.computed
-        self._decoding_clients[seq.client] = self._decoding_clients.get(seq.client, 0) + 1
-        self._schedule(seq)
+        self._begin_decoding(seq)
 
     # 3. Admission
 
@@ -452,6 +555,17 @@ class Engine:
                 return
             self._queue.discard(item)
             self._enter_batch(self._sequences[item.rid], step)
+
+    def _may_admit(self) -> bool:
+        """Whether a step, if decoding goes on, could admit somebody before the next request ends.
+
+        What does not fit now will not fit before; but who is next may change by what is decoded.
+        """
+        if len(self._batch) >= self.max_num_seqs or len(self._decodes) >= self.max_num_batched_tokens:
+            return False
+        if self._preempted:
+            return self._fits(self._preempted[0])
+        return len(self._queue) > 0
 
     def _item_fits(self, item: Waiting) -> bool:
         return self._fits(self._sequences[item.rid])
@@ -475,8 +589,9 @@ class Engine:
         matched = self._reusable(seq)
         cached = matched * self.block_tokens
         self.pool.use(seq.chain, matched)
-        seq.blocks = seq.published = matched
-        self._allocate(seq, -(-seq.goal // self.block_tokens) - matched, step)
+        seq.published = matched
+        seq.blocks = -(-seq.goal // self.block_tokens)
+        self._take_blocks(-(-seq.goal // self.block_tokens) - matched, step)
         if resumed:
             self.ordering.corrected(0, seq.client, 0, seq.computed - cached)
         else:
@@ -494,9 +609,11 @@ class Engine:
 
     # Blocks, and leaving the batch
 
-    def _allocate(self, seq: _Sequence, count: int, step: _Step) -> None:
+    def _take_blocks(self, count: int, step: _Step) -> None:
+        """Take private blocks from the pool."""
+        if not count:
+            return
         evicted = self.pool.allocate(count)
-        seq.blocks += count
         if evicted:
             step.evicted += evicted
             if self.ordering.uses_match:
@@ -522,17 +639,9 @@ class Engine:
         """Take a sequence out of the batch and give back its blocks; ``computed`` stays as a record."""
         del self._batch[seq.rid]
         if seq.state == _DECODE:
-            self._settle(seq)
-            del self._decodes[seq.rid]
-            self._context -= seq.computed
-            seq.due = -1
+            self._end_decoding(seq)
             seq.goal = seq.item.request.prompt_tokens + seq.output
             seq.paid = seq.computed
-            left = self._decoding_clients[seq.client] - 1
-            if left:
-                self._decoding_clients[seq.client] = left
-            else:
-                del self._decoding_clients[seq.client]
         else:
             del self._prefills[seq.rid]
         seq.state = _GONE
@@ -557,15 +666,18 @@ class Engine:
         for seq in self._batch.values():
             steps = self._number - seq.since if seq.state == _DECODE else 0
             computed = seq.computed + steps
-            assert seq.blocks * self.block_tokens >= computed
-            assert seq.published == min(computed // self.block_tokens, len(seq.chain))
+            blocks = -(-computed // self.block_tokens) if seq.state == _DECODE else seq.blocks
+            assert blocks * self.block_tokens >= computed
+            prompt_blocks = seq.goal // self.block_tokens
+            assert seq.published == min(computed // self.block_tokens, prompt_blocks, len(seq.chain))
             context += computed if seq.state == _DECODE else 0
-            private += seq.blocks - seq.published
+            private += blocks - seq.published
             for key in seq.chain[: seq.published]:
                 references[key] = references.get(key, 0) + 1
         assert context == self._context
         self.pool.check_holders(references, private)
         assert set(self._batch) == set(self._prefills) | set(self._decodes)
+        assert [len(phase) for phase in self._phases] == self._phase_counts
         assert len(self._batch) + len(self._preempted) + len(self._queue) == len(self._sequences)
 
     def __repr__(self) -> str:

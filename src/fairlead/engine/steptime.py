@@ -7,12 +7,16 @@ n: tokens computed in the step, decoded and prefilled. s: sequences that decode.
 sequence's tokens in KV before the step. c: a prefill chunk, p: that request's tokens in KV before
 it. W is the time to read the weights once, which hides the arithmetic of small batches.
 
-The sums are linear in the number of steps while only decoding happens, so a simulator may take many
-steps at once in closed form.
+While only decoding happens the batch stays and its context grows by s a step, so the time of k steps is
+a quadratic in k: many steps are taken at once in closed form. To make that exact, time is counted
+in whole picoseconds inside; callers see microseconds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isqrt
 from typing import NamedTuple
+
+PS_PER_US = 1_000_000
 
 
 class Work(NamedTuple):
@@ -48,14 +52,52 @@ class StepTime:
     """t_head: output logits and sampling."""
     cpu_us: float
     """t_cpu: what the engine's host code adds between the kernels of two steps."""
+    _ps: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The coefficients in picoseconds, the last two summed: W, a, b, k_d, k_mix, k_p / 2, t_seq, rest."""
+
+    def __post_init__(self) -> None:
+        microseconds = (self.weights_us, self.base_us, self.token_us)
+        nanoseconds = (self.decode_context_ns, self.mixed_context_ns, self.prefill_pair_ns / 2)
+        whole = (self.sequence_us, self.head_us + self.cpu_us)
+        ps = [
+            *(round(us * PS_PER_US) for us in microseconds),
+            *(round(ns * 1000) for ns in nanoseconds),
+            *(round(us * PS_PER_US) for us in whole),
+        ]
+        if min(ps) < 0 or max(ps[0], ps[1]) + ps[-1] < PS_PER_US:
+            raise ValueError("coefficients are not negative, and no step is shorter than 1 us")
+        object.__setattr__(self, "_ps", tuple(ps))
+
+    def step_ps(self, seqs: int, context: int, tokens: int, area: int) -> int:
+        """Return the duration of one step in picoseconds; the arguments are those of ``Work``."""
+        weights, base, token, decode, mixed, pair, sequence, rest = self._ps
+        ps = base + token * (seqs + tokens)
+        ps = max(ps, weights)
+        if tokens:
+            decode += mixed
+        return ps + decode * context + pair * area + sequence * seqs + rest
+
+    def decode_ps(self, seqs: int, context: int, steps: int) -> int:
+        """Return the duration of so many steps that only decode, ``context`` being that of the first."""
+        first = self.step_ps(seqs, context, 0, 0)
+        return steps * first + self._ps[3] * seqs * (steps * (steps - 1) // 2)
+
+    def decode_steps(self, seqs: int, context: int, ps: int) -> int:
+        """Return the least number of steps that only decode and last at least ``ps`` picoseconds."""
+        if ps <= 0:
+            return 0
+        first = self.step_ps(seqs, context, 0, 0)
+        growth = self._ps[3] * seqs
+        if growth:
+            # The root of steps * first + growth * steps * (steps - 1) / 2 = ps, rounded down.
+            twice = 2 * first - growth
+            steps = max(0, (isqrt(twice * twice + 8 * growth * ps) - twice) // (2 * growth) - 1)
+        else:
+            steps = max(0, ps // first - 1)
+        while self.decode_ps(seqs, context, steps) < ps:
+            steps += 1
+        return steps
 
     def step_us(self, work: Work) -> int:
-        """Return the duration of one step, in whole microseconds, at least 1."""
-        tokens = work.decode_seqs + work.prefill_tokens
-        us = max(self.weights_us, self.base_us + self.token_us * tokens)
-        context_ns = self.decode_context_ns
-        if work.prefill_tokens:
-            context_ns += self.mixed_context_ns
-        us += (context_ns * work.decode_context + self.prefill_pair_ns * work.prefill_area / 2) / 1000
-        us += self.sequence_us * work.decode_seqs + self.head_us + self.cpu_us
-        return max(1, round(us))
+        """Return the duration of one step, in whole microseconds, rounded down."""
+        return self.step_ps(*work) // PS_PER_US
