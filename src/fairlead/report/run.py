@@ -4,6 +4,8 @@ Columns are arrays, so a million requests take some 50 MB. Times are integer mic
 of the run; -1 where the moment never came. ``fairlead.report.metrics`` folds a ``Run`` into figures.
 """
 
+from __future__ import annotations  # array[int] is not known at run time before Python 3.12
+
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
