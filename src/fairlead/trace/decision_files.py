@@ -1,0 +1,261 @@
+"""Writes a decision log: off the caller's thread, rotated, bounded.
+
+``FILE`` is the one being written, ``FILE.1`` the one before it, and so on. The files of one run number
+themselves in their headers, so that they are known as one log whatever else lies beside them.
+"""
+
+import fcntl
+import os
+import platform
+import queue
+import re
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from fairlead import __version__
+from fairlead.core import events as ev
+from fairlead.core.commands import Command
+from fairlead.trace.decisions import (
+    VERSION,
+    Header,
+    LogError,
+    Outcome,
+    Record,
+    Setup,
+    decode_header,
+    encode,
+    encode_header,
+    refusal,
+)
+
+MAX_BYTES = 256 * 2**20
+FILES = 4
+_BATCH = 256
+"""Records that are encoded at a time: a fifth of a millisecond in which nobody else runs."""
+_MOST_BEHIND = 200_000
+"""Records that may wait for the disk; then the log ends rather than take all memory."""
+
+Step = Callable[[ev.Event], list[Command]]
+
+
+class DecisionLog:
+    """Records what a dispatcher takes in and decides.
+
+    ``add`` is cheap; encoding and writing happen on a thread of the log's own, or in the caller's turn
+    if ``background`` is off (a simulation outruns any disk and has to wait for it). What waits is
+    written when ``flush`` is called and at ``close``.
+
+    A log that cannot be written ends, since one with a hole proves nothing: ``on_failure`` is then told
+    why, once and from the log's thread, and the caller goes on without it. Raises OSError if the
+    first file cannot be made, or belongs to somebody else.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        setup: Setup,
+        *,
+        began: tuple[int, int] = (0, 0),
+        max_bytes: int = MAX_BYTES,
+        files: int = FILES,
+        background: bool = True,
+        on_failure: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        header = Header(
+            fairlead_decision_log=VERSION,
+            software=__version__,
+            python=platform.python_version(),
+            run=secrets.token_hex(8),
+            part=0,
+            first=0,
+            began_unix_us=began[0],
+            began_clock_us=began[1],
+            setup=setup,
+        )
+        self._files = _Files(path, header, max_bytes, files)
+        self._on_failure = on_failure
+        self._failed = False
+        self._pending: list[Record] = []
+        self._handed = 0
+        self._written = 0
+        self._batches: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        if background:
+            self._thread = threading.Thread(target=self._write_all, name="decision-log", daemon=True)
+            self._thread.start()
+
+    def add(self, event: ev.Event, outcome: Outcome) -> None:
+        """Record what ``event`` led to. Both are encoded later and must not be changed any more."""
+        pending = self._pending
+        pending.append((event, outcome))
+        if len(pending) >= _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """See to it that what was added is written soon."""
+        batch = self._pending
+        if not batch:
+            return
+        self._pending = []
+        if self._failed:
+            return
+        self._handed += len(batch)
+        if self._thread is None:
+            self._write(batch)
+        elif self._handed - self._written > _MOST_BEHIND:
+            self._fail(f"{_MOST_BEHIND} records wait for the disk, which does not keep up")
+        else:
+            self._batches.put(batch)
+
+    def close(self) -> None:
+        """Write all that was added, and end."""
+        self.flush()
+        if self._thread is not None:
+            self._batches.put(None)
+            self._thread.join()
+            self._thread = None
+        self._files.close()
+
+    def _write_all(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            self._write(batch)
+
+    def _write(self, batch: list[Record]) -> None:
+        if self._failed:
+            return
+        try:
+            self._files.write(encode(batch), len(batch))
+        except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on without the log
+            self._fail(str(error))
+        self._written += len(batch)
+
+    def _fail(self, reason: str) -> None:
+        self._failed = True
+        self._on_failure(reason)
+
+
+def recording(step: Step, log: DecisionLog) -> Step:
+    """Return a dispatcher's ``step`` that records what it is given and returns, or raises."""
+    add = log.add
+
+    def recorded(event: ev.Event) -> list[Command]:
+        try:
+            commands = step(event)
+        except Exception as error:
+            add(event, refusal(error))
+            raise
+        add(event, commands)
+        return commands
+
+    return recorded
+
+
+class _Files:
+    """Writes lines to a set of files of bounded size."""
+
+    def __init__(self, path: Path, header: Header, max_bytes: int, files: int) -> None:
+        self._path, self._max_bytes, self._count = path, max_bytes, files
+        self._header = header
+        if path.exists() and path.stat().st_size:
+            _own(path)
+            self._shift()
+        self._records = 0
+        """In the current file."""
+        self._size = 0
+        self._open()
+
+    def write(self, lines: bytes, records: int) -> None:
+        """Write whole lines, one a record."""
+        if self._size + len(lines) <= self._max_bytes:
+            self._put(lines, records)
+            return
+        for line in lines.splitlines(keepends=True):
+            if self._records and self._size + len(line) > self._max_bytes:
+                self._rotate()
+            self._put(line, 1)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _put(self, lines: bytes, records: int) -> None:
+        self._file.write(lines)
+        self._file.flush()
+        self._size += len(lines)
+        self._records += records
+
+    def _rotate(self) -> None:
+        self._file.close()
+        header = self._header
+        self._shift()
+        self._header = _next_part(header, self._records)
+        self._records = 0
+        self._open()
+
+    def _open(self) -> None:
+        # Only its owner may read who asked for what and when.
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._file = os.fdopen(descriptor, "wb")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        head = encode_header(self._header)
+        self._file.write(head)
+        self._file.flush()
+        self._size = len(head)
+
+    def _shift(self) -> None:
+        """Number every older file one up and drop those that are too many."""
+        for number, path in sorted(numbered(self._path).items(), reverse=True):
+            if number >= self._count - 1:
+                path.unlink()
+            else:
+                path.rename(_with_number(self._path, number + 1))
+        if self._count > 1:
+            self._path.rename(_with_number(self._path, 1))
+
+
+def _next_part(header: Header, records: int) -> Header:
+    fields = {name: getattr(header, name) for name in header.__struct_fields__}
+    fields.update(part=header.part + 1, first=header.first + records)
+    return Header(**fields)
+
+
+def _own(path: Path) -> None:
+    """Raise OSError if the file is no decision log, or somebody writes it."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"the decision log {path} is being written by another process") from None
+        try:
+            decode_header(file.readline())
+        except LogError as error:
+            raise OSError(f"{path} is in the way of the decision log: {error}") from None
+
+
+def _with_number(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
+
+
+def numbered(path: Path) -> dict[int, Path]:
+    """Return the rotated files of ``path`` by number; files of that name that are no logs are left alone."""
+    found = {}
+    for other in path.parent.glob(f"{_escaped(path.name)}.*"):
+        digits = other.name[len(path.name) + 1 :]
+        if re.fullmatch(r"[1-9]\d{0,5}", digits) and header_of(other) is not None:
+            found[int(digits)] = other
+    return found
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def header_of(path: Path) -> Header | None:
+    """Return the header of a log's file, None for any other file."""
+    try:
+        with path.open("rb") as file:
+            return decode_header(file.readline())
+    except (OSError, LogError):
+        return None
