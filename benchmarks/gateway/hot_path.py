@@ -1,6 +1,7 @@
 """What one request costs the gateway in Python, without sockets: both ends are fake transports.
 
-    python -m benchmarks.gateway.hot_path [--policy d2lpm] [--order dlpm] [--requests 5000] [--profile]
+    python -m benchmarks.gateway.hot_path [--policy d2lpm] [--order dlpm] [--requests 5000] [--decision-log FILE]
+        [--profile]
 
 Prints microseconds of CPU a request, plain and as a stream of 100 chunks, best of several rounds; what
 the kernel and the event loop add is measured by a load generator, not here.
@@ -105,13 +106,14 @@ async def measure(gateway: Gateway, requests: list[bytes], answer: list[bytes], 
     return used / count * 1e6
 
 
-async def prepared(policy: str, order: str) -> Gateway:
+async def prepared(policy: str, order: str, decision_log: str) -> Gateway:
     """Return a gateway with two workers whose connections are fake."""
     flags = {
         "policy": policy,
         "order": order,
         "api_key": ["bench=testkey"],
         "worker_urls": ["http://127.0.0.1:1", "http://127.0.0.1:2"],
+        "decision_log": decision_log,
     }
     gateway = Gateway(configuration.resolve({}, {}, flags))
     for worker in gateway.workers:
@@ -123,7 +125,7 @@ async def prepared(policy: str, order: str) -> Gateway:
 
 
 async def main_async(args: argparse.Namespace) -> None:
-    gateway = await prepared(args.policy, args.order)
+    gateway = await prepared(args.policy, args.order, args.decision_log)
     for stream, count in ((False, args.requests), (True, max(1, args.requests // 10))):
         requests = [request(session, stream=stream) for session in range(64)]
         answer = answers(stream=stream)
@@ -146,6 +148,7 @@ def main() -> None:
     parser.add_argument("--policy", default="d2lpm")
     parser.add_argument("--order", default="dlpm")
     parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--decision-log", default="", metavar="FILE", help="write one, to see what it costs")
     parser.add_argument("--profile", action="store_true", help="and say where the time goes")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main_async(parser.parse_args()))

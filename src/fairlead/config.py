@@ -95,6 +95,11 @@ class Config:
 
     metrics_clients: int = _option(50, "clients with metrics of their own; the others are added up", 0)
     log_level: str = _option("info", "debug, info, warning or error")
+    decision_log: str = _option(
+        "", "file that records every event and decision, for 'fairlead verify' and simulations"
+    )
+    decision_log_max_bytes: int = _option(256 * 2**20, "size at which that file is rotated", 2**16)
+    decision_log_files: int = _option(4, "how many of these files are kept, the current one included", 1)
 
     clients: Mapping[str, ClientConfig] = field(
         default_factory=lambda: types.MappingProxyType({}),

@@ -51,6 +51,8 @@ class Settings:
     """Prefill that a worker may have under way, in time; what exceeds it waits here. 0: no limit."""
     max_clients: int = 100_000
     """Accounts kept; idle ones go first."""
+    forward: bool = False
+    """Send at once, whatever a worker has: the engines order their queues themselves."""
 
 
 class Dispatcher:
@@ -71,6 +73,7 @@ class Dispatcher:
         self.ordering = ordering
         self.settings = settings or Settings()
         self._gated = self.settings.prefill_backlog_us > 0
+        self._forward = self.settings.forward
         self._tracked = ordering.uses_match
         """Whether queues keep ``Waiting.matched`` current."""
         self.ledger = Ledger(self.settings.costs)
@@ -464,6 +467,8 @@ class Dispatcher:
 
     def _busy(self, slot: int) -> bool:
         """Say whether the worker has all it can use, of whatever size the next request is."""
+        if self._forward:
+            return False
         fleet = self.fleet
         if fleet.running[slot] >= fleet.sequences[slot]:
             return True
@@ -476,7 +481,7 @@ class Dispatcher:
         knows its own limit exactly.
         """
         fleet = self.fleet
-        if not fleet.running[slot]:
+        if self._forward or not fleet.running[slot]:
             return True
         if self._busy(slot):
             return False

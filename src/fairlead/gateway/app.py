@@ -25,6 +25,7 @@ from fairlead.core.ordering import OrderingContext, make_ordering
 from fairlead.core.registry import parse_spec
 from fairlead.core.routing import make_routing
 from fairlead.core.routing.base import RoutingContext
+from fairlead.gateway.decision_log import open_decision_log
 from fairlead.gateway.flow import Flow
 from fairlead.gateway.identity import Identity, Unauthorized
 from fairlead.gateway.metrics import Exposition, Metrics
@@ -34,6 +35,7 @@ from fairlead.gateway.sse import Tap
 from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, Asked, BadRequest, decode, with_usage
 from fairlead.gateway.workers import Worker, Workers
 from fairlead.http.server import Exchange, HttpLimits, Response, Router, Server, error_response, json_response
+from fairlead.trace.decision_files import recording
 
 if TYPE_CHECKING:
     from fairlead.gateway.kv_events import KvEvents
@@ -51,7 +53,8 @@ class Gateway:
     """Everything of ``fairlead serve`` but the process around it.
 
     ``costs`` and all else comes from ``config``. Raises ``PolicyError`` for an unknown policy or
-    parameter, ``TokenizerError`` when a configured tokenizer cannot be loaded.
+    parameter, ``TokenizerError`` when a configured tokenizer cannot be loaded, OSError when the
+    decision log cannot be opened.
     """
 
     def __init__(self, config: Config) -> None:
@@ -79,6 +82,10 @@ class Gateway:
         self._idle = asyncio.Event()
         self.server = Server(self._routes(), HttpLimits(body_bytes=config.max_body_bytes))
         self.port = 0
+        self._decide = self.dispatcher.step
+        self._log = open_decision_log(config, self.dispatcher, self.now_us())
+        if self._log is not None:
+            self._decide = recording(self.dispatcher.step, self._log)
 
     @staticmethod
     def now_us() -> int:
@@ -115,12 +122,14 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.workers.close()
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
 
     # --- events and commands -------------------------------------------------------------------
 
     def step(self, event: ev.Event) -> None:
         """Let the dispatcher decide, and do what it says."""
-        for command in self.dispatcher.step(event):
+        for command in self._decide(event):
             flow = self.flows.get(command.rid)
             if flow is None:
                 continue  # the flow ended itself and needs no telling
@@ -167,6 +176,8 @@ class Gateway:
             await asyncio.sleep(TICK_S)
             self.metrics.loop_delay.observe(max(0.0, loop.time() - due))
             self.step(ev.Tick(self.now_us()))
+            if self._log is not None:
+                self._log.flush()
 
     def _keep(self, work: Awaitable[None]) -> "asyncio.Future[None]":
         task = asyncio.ensure_future(work)

@@ -16,7 +16,7 @@ IDLE = -1
 class EngineRun:
     """Drives ``engine``. ``report_steps``: a wake is due at least when so many steps were taken, 0: never."""
 
-    __slots__ = ("_coast", "_steps", "_report", "_result", "_start", "engine", "wake_us")
+    __slots__ = ("_coast", "_report", "_result", "_start", "_steps", "engine", "wake_us")
 
     def __init__(self, engine: Engine, *, coast: bool = True, report_steps: int = 0) -> None:
         self.engine = engine

@@ -1,0 +1,75 @@
+"""The worst difference in service between clients that wait at the same time.
+
+Two clients are compared over every interval in which both are backlogged: have a request that waits.
+Over such an interval [t1, t2] the difference is |(W_f(t2) - W_f(t1)) / w_f - (W_g(t2) - W_g(t1)) / w_g|,
+so the worst one is the range of W_f/w_f - W_g/w_g while both stay backlogged.
+"""
+
+from collections.abc import Sequence
+
+EVERY = 32
+"""Up to so many backlogged clients, all pairs are looked at whenever an engine's step ends."""
+SPARSE_US = 100_000
+"""With more of them, only every so often."""
+
+
+class GapTracker:
+    """``service`` is W_i / w_i, kept by the caller; clients are indices into it."""
+
+    __slots__ = ("_active", "_next", "_ranges", "_waiting", "pair", "service", "worst")
+
+    def __init__(self, service: Sequence[float]) -> None:
+        self.service = service
+        self.worst = 0.0
+        self.pair = (-1, -1)
+        self._waiting = [0] * len(service)
+        self._active: list[int] = []
+        self._ranges: dict[tuple[int, int], list[float]] = {}
+        """Lowest and highest difference of a pair since both are backlogged."""
+        self._next = 0
+
+    def waits(self, client: int) -> None:
+        """One more of its requests waits."""
+        self._waiting[client] += 1
+        if self._waiting[client] == 1:
+            service = self.service
+            mine = service[client]
+            for other in self._active:
+                difference = mine - service[other] if client < other else service[other] - mine
+                self._ranges[(client, other) if client < other else (other, client)] = [difference] * 2
+            self._active.append(client)
+
+    def goes(self, client: int) -> None:
+        """One of its requests waits no more."""
+        self._waiting[client] -= 1
+        if not self._waiting[client]:
+            if len(self._active) > 1:
+                self._look()
+            self._active.remove(client)
+            for other in self._active:
+                del self._ranges[(client, other) if client < other else (other, client)]
+
+    def waiting(self, client: int) -> int:
+        """Return how many of its requests wait."""
+        return self._waiting[client]
+
+    def look(self, now: int) -> None:
+        """Service has changed: compare who is backlogged."""
+        active = len(self._active)
+        if active > 1 and (active <= EVERY or now >= self._next):
+            self._next = now + SPARSE_US
+            self._look()
+
+    def _look(self) -> None:
+        service = self.service
+        for pair, ends in self._ranges.items():
+            difference = service[pair[0]] - service[pair[1]]
+            if difference < ends[0]:
+                ends[0] = difference
+            elif difference > ends[1]:
+                ends[1] = difference
+            else:
+                continue
+            if ends[1] - ends[0] > self.worst:
+                self.worst = ends[1] - ends[0]
+                self.pair = pair

@@ -1,0 +1,81 @@
+"""Writes down what happens in a simulation, as the ``Run`` that reports are made from."""
+
+from array import array
+
+from fairlead.report.run import UNFINISHED, Requests, Series
+
+_GROW = 16_384
+
+
+class Rows:
+    """The columns of ``Requests``, grown in large pieces; a row is written in place as facts come."""
+
+    __slots__ = ("_room", "columns", "count")
+
+    def __init__(self) -> None:
+        self.columns = Requests()
+        self.count = 0
+        self._room = 0
+
+    def new(self, client: int, arrived: int, prompt: int) -> int:
+        """Begin a row and return its number."""
+        row = self.count
+        self.count += 1
+        if row == self._room:
+            self._grow()
+        columns = self.columns
+        columns.client[row] = client
+        columns.arrived[row] = arrived
+        columns.prompt[row] = prompt
+        return row
+
+    def _grow(self) -> None:
+        columns = self.columns
+        self._room += _GROW
+        for column, value in (
+            (columns.client, 0), (columns.arrived, 0), (columns.sent, -1), (columns.first, -1),
+            (columns.ended, -1), (columns.prompt, 0), (columns.cached, 0), (columns.output, 0),
+            (columns.worker, -1), (columns.outcome, UNFINISHED),
+        ):  # fmt: skip
+            column.extend(array(column.typecode, [value]) * _GROW)
+
+    def close(self) -> Requests:
+        """Cut off what was not used, and return the columns."""
+        columns = self.columns
+        for name in Requests.__dataclass_fields__:
+            del getattr(columns, name)[self.count :]
+        self._room = self.count
+        return columns
+
+
+def new_series(interval_us: int, clients: int, workers: int) -> Series:
+    """Return empty series."""
+    return Series(
+        interval_us,
+        [array("d") for _ in range(clients)],
+        [array("d") for _ in range(clients)],
+        [array("i") for _ in range(clients)],
+        [array("i") for _ in range(workers)],
+        [array("i") for _ in range(workers)],
+        [array("d") for _ in range(workers)],
+        [array("q") for _ in range(workers)],
+    )
+
+
+class Gaps:
+    """A histogram of the time between two tokens: bins of 1%, so that memory is bounded."""
+
+    __slots__ = ("_bins",)
+
+    def __init__(self) -> None:
+        self._bins: dict[int, int] = {}
+
+    def add(self, us: int, count: int) -> None:
+        """Count so many gaps of a length."""
+        shift = max(0, us.bit_length() - 7)  # keep seven bits
+        bin_us = us >> shift << shift
+        self._bins[bin_us] = self._bins.get(bin_us, 0) + count
+
+    def close(self) -> dict[int, int]:
+        """Return count by length in microseconds."""
+        return dict(sorted(self._bins.items()))
