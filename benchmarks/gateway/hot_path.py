@@ -1,7 +1,7 @@
 """What one request costs the gateway in Python, without sockets: both ends are fake transports.
 
-    python -m benchmarks.gateway.hot_path [--policy d2lpm] [--order dlpm] [--requests 5000] [--decision-log FILE]
-        [--profile]
+    python -m benchmarks.gateway.hot_path [--policy d2lpm] [--order dlpm] [--requests 5000]
+        [--decision-log FILE] [--profile]
 
 Prints microseconds of CPU a request, plain and as a stream of 100 chunks, best of several rounds; what
 the kernel and the event loop add is measured by a load generator, not here.

@@ -35,7 +35,7 @@ from fairlead.gateway.sse import Tap
 from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, Asked, BadRequest, decode, with_usage
 from fairlead.gateway.workers import Worker, Workers
 from fairlead.http.server import Exchange, HttpLimits, Response, Router, Server, error_response, json_response
-from fairlead.trace.decision_files import recording
+from fairlead.trace.decision_files import Step, recording
 
 if TYPE_CHECKING:
     from fairlead.gateway.kv_events import KvEvents
@@ -82,7 +82,7 @@ class Gateway:
         self._idle = asyncio.Event()
         self.server = Server(self._routes(), HttpLimits(body_bytes=config.max_body_bytes))
         self.port = 0
-        self._decide = self.dispatcher.step
+        self._decide: Step = self.dispatcher.step
         self._log = open_decision_log(config, self.dispatcher, self.now_us())
         if self._log is not None:
             self._decide = recording(self.dispatcher.step, self._log)
