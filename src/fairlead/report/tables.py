@@ -1,0 +1,151 @@
+"""The report's tables as plain data, for HTML, Markdown and the terminal to draw."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fairlead.report.numbers import NONE, change, digits, duration, percent
+from fairlead.report.results import Result
+from fairlead.report.study import MEASURES, Group, Measure, Study, difference
+
+MOST_CLIENTS = 30
+
+
+class Cell(NamedTuple):
+    """One cell: what it says, and a smaller second line."""
+
+    text: str
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Table:
+    """A table; the first column names the row, the others are numbers."""
+
+    caption: str
+    heads: Sequence[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def shown(measure: Measure, value: float | None) -> str:
+    """Return a value of the measure as text."""
+    if value is None:
+        return NONE
+    if measure.unit == "ms":
+        return duration(value)
+    if measure.unit == "share":
+        return percent(value, 1)
+    return f"{value:.3f}" if measure.unit == "index" else digits(value)
+
+
+def comparison(study: Study, load: float) -> Table:
+    """Return policies down, measures across; under each figure its difference to the first policy."""
+    groups = study.at(load)
+    measures = [m for m in MEASURES if any(g.mean(m) is not None for g in groups)]
+    seeds = max(len(g.seeds) for g in groups)
+    caption = (
+        f"Load {percent(load)} of the measured maximum" if load else "Arrivals as they are in the workload"
+    )
+    table = Table(
+        f"{caption}, {seeds} {'seed' if seeds == 1 else 'seeds'}",
+        ["policy", *(m.name for m in measures), "state"],
+    )
+    first = groups[0]
+    for group in groups:
+        cells = [
+            Cell(
+                shown(m, group.mean(m)),
+                "" if group is first or m.unit == "index" else change(difference(m, first, group)),
+            )
+            for m in measures
+        ]
+        table.rows.append([Cell(group.policy), *cells, Cell(group.state)])
+    if len(groups) > 1:
+        table.notes.append(
+            f"Means over seeds; below each, the difference to {first.policy} on the same seeds with its 95%"
+            " confidence interval (Student's t on the pairs; on logarithms, for times and amounts)."
+        )
+    if any(g.saturated for g in groups):
+        table.notes.append(
+            "Saturated runs fell behind what arrived: their times grow with the length of the run. They are"
+            " never averaged or compared with runs that kept up."
+        )
+    return table
+
+
+def clients(result: Result) -> Table:
+    """Return a row a client, most service first; beyond 30, only those and the misbehaving ones."""
+    ordered = sorted(result["clients"], key=lambda c: -c["service"])
+    listed = [c for i, c in enumerate(ordered) if i < MOST_CLIENTS or c["misbehaving"]]
+    table = Table(
+        "Clients",
+        [
+            "client",
+            "requests",
+            "completed",
+            "P50 TTFT",
+            "P99 TTFT",
+            "mean TPOT",
+            "hit rate",
+            "met SLOs",
+            "service",
+        ],
+    )
+    for client in listed:
+        note = ["misbehaving"] if client["misbehaving"] else []
+        note += [f"weight {client['weight']:g}"] if client["weight"] != 1 else []
+        table.rows.append(
+            [
+                Cell(client["name"], ", ".join(note)),
+                Cell(f"{client['num_prompts']:,}"),
+                Cell(f"{client['completed']:,}", _losses(client)),
+                Cell(duration(client["median_ttft_ms"])),
+                Cell(duration(client["p99_ttft_ms"])),
+                Cell(duration(client["mean_tpot_ms"])),
+                Cell(percent(client["hit_rate"])),
+                Cell(percent(client["attainment"], 1)),
+                Cell(f"{client['service']:,}"),
+            ]
+        )
+    if len(listed) < len(ordered):
+        table.notes.append(f"{len(ordered) - len(listed)} clients with less service are left out.")
+    return table
+
+
+def figures(result: Result) -> Table:
+    """Return the distribution of each latency of one run."""
+    words = ("mean", "p50", "p75", "p90", "p95", "p99", "p99.9")
+    table = Table("Latencies", ["", *(w.replace("p", "P") for w in words)])
+    for name, metric in (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("E2E", "e2el")):
+        table.rows.append([Cell(name), *(Cell(duration(result[f"{w}_{metric}_ms"])) for w in words)])
+    return table
+
+
+def loads(study: Study) -> Table:
+    """Return policies down and loads across: mean TTFT, and where the curve breaks."""
+    table = Table("Mean TTFT by load", ["policy", *(percent(load) for load in study.loads), "knee"])
+    for policy in study.policies:
+        row = [Cell(policy)]
+        for load in study.loads:
+            group = study.groups.get((policy, load))
+            row.append(_at_load(group))
+        knee = study.knee(policy)
+        row.append(
+            Cell(percent(knee.load), f"{knee.why} at {percent(knee.breaks_at)}")
+            if knee
+            else Cell("none seen")
+        )
+        table.rows.append(row)
+    return table
+
+
+def _at_load(group: Group | None) -> Cell:
+    if group is None:
+        return Cell(NONE)
+    return Cell(duration(group.mean(MEASURES[0])), group.state if group.saturated else "")
+
+
+def _losses(client: Result) -> str:
+    lost = [f"{n:,} {word}" for word, n in client["outcomes"].items() if n and word != "done"]
+    return ", ".join(lost)
