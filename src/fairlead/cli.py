@@ -21,6 +21,9 @@ COMMANDS = {
     "demo": _Command(
         "fairlead.demo.command", "four engines, the gateway, three clients: the difference, live"
     ),
+    "verify": _Command(
+        "fairlead.simulate.verify_command", "replay a decision log: does it lead to the same decisions?"
+    ),
     "policies": _Command("fairlead.policies", "every ordering and routing policy, its source and parameters"),
 }
 

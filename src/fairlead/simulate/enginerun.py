@@ -8,20 +8,23 @@ With ``coast`` the steps that only decode are taken many at a time; without, one
 same results at the same microsecond, which a property test holds them to.
 """
 
+from fairlead.core.model import RequestId
 from fairlead.engine.model import Engine, StepResult
 
 IDLE = -1
 
 
 class EngineRun:
-    """Drives ``engine``. ``report_steps``: a wake is due at least when so many steps were taken, 0: never."""
+    """Drives ``engine``. Every ``report_steps`` steps there is a wake with ``progress``; 0: never."""
 
-    __slots__ = ("_coast", "_report", "_result", "_start", "_steps", "engine", "wake_us")
+    __slots__ = ("_coast", "_report", "_result", "_start", "_steps", "engine", "progress", "wake_us")
 
     def __init__(self, engine: Engine, *, coast: bool = True, report_steps: int = 0) -> None:
         self.engine = engine
         self.wake_us = IDLE
         """When the step or the steps under way end; ``IDLE`` when there are none."""
+        self.progress: list[tuple[RequestId, int]] | None = None
+        """After a wake that a report was due at: who decodes, and its output tokens so far."""
         self._coast = coast
         self._report = report_steps
         self._result: StepResult | None = None
@@ -53,6 +56,9 @@ class EngineRun:
         result = self._result
         if result is None:
             result = self.engine.coast(self._steps)
+        if self._report:
+            due = not self.engine.steps % self._report
+            self.progress = list(self.engine.decoding()) if due else None
         self._begin(now)
         return result
 

@@ -84,7 +84,8 @@ class World:
         self.dispatcher = settings.dispatcher(dict(trace.clients))
         self._forward = settings.topology == ENGINE
         self._profile = settings.profile()
-        self._heap: list[tuple[int, int, Callable[[int, Any], None], Any]] = []
+        self._heap: list[tuple[int, int, int, Callable[[int, Any], None], Any]] = []
+        """(time and class, order within, count, what to call, with what)"""
         self._count = 0
         self._engines: list[EngineRun | None] = []
         self._wakes: list[int] = []
@@ -132,7 +133,7 @@ class World:
         rounds = 0
         while True:
             if heap and heap[0][0] < coming_key:
-                key, _, handler, argument = heappop(heap)
+                key, _, _, handler, argument = heappop(heap)
                 if key > until:
                     break
                 handler(key >> 1, argument)
@@ -151,7 +152,7 @@ class World:
 
     def _at(self, at: int, handler: Callable[[int, Any], None], argument: object) -> None:
         self._count += 1
-        heappush(self._heap, (at << 1, self._count, handler, argument))
+        heappush(self._heap, (at << 1, self._count, 0, handler, argument))
 
     @property
     def _over(self) -> bool:
@@ -291,7 +292,7 @@ class World:
         self._wakes[slot] = wake = run.wake_us
         if wake != IDLE:
             self._count += 1
-            heappush(self._heap, (wake << 1 | 1, self._count, self._wake, slot))
+            heappush(self._heap, (wake << 1 | 1, slot, self._count, self._wake, slot))
 
     def _wake(self, now: int, slot: int) -> None:
         """Steps of an engine end: pass on what came of them."""
@@ -308,10 +309,8 @@ class World:
             self._at(now + self.settings.hop_us, self._client_news, (slot, run, result))
             if self.settings.stale_us:
                 self._at(now + self._back_us, self._dispatcher_news, (slot, run, result))
-        every = self.settings.report_tokens
-        if every and not run.engine.steps % every:
-            tokens = list(run.engine.decoding())
-            self._at(now + self._back_us, self._progress, tokens)
+        if run.progress:
+            self._at(now + self._back_us, self._progress, run.progress)
         self.gaps.look(now)
 
     def _account(self, slot: int, result: StepResult) -> None:
