@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.engine.kv import KVPool
+from fairlead.engine.kv import KVPool, Run
 from tests.engine.naive import NaivePool
 
 RUNS = settings(max_examples=100, deadline=None)
@@ -22,7 +22,7 @@ PATHS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1
 def test_pool_equals_the_naive_model(blocks, paths, data):
     """Requests come (taking what is cached and filling the rest) and go, in any order."""
     pool, naive = KVPool(blocks), NaivePool(blocks)
-    held: dict[int, tuple[list[int], int, int]] = {}
+    held: dict[int, tuple[Run, list[int], int, int]] = {}
     for who, path in enumerate(paths):
         chain = chain_of(path)
         assert pool.match(chain) == naive.match(chain)
@@ -32,19 +32,27 @@ def test_pool_equals_the_naive_model(blocks, paths, data):
         idle = pool.idle_within(chain, matched)
         assert idle == sum(1 for key in chain[:matched] if not naive.users[key])
         if needed + idle <= pool.available:
-            pool.use(chain, matched)
+            run = pool.use(chain, matched)
             for key in chain[:matched]:
                 naive.users[key].add(who)
             assert pool.allocate(needed) == naive.allocate(needed)
             filled = data.draw(st.integers(matched, len(chain)))
             # Somebody else may have published the same blocks since: the match was up to date, so not here.
-            assert pool.publish(chain, matched, filled) == naive.publish(who, chain[matched:filled])
-            held[who] = (chain, filled, len(chain) - filled)
+            run, new = pool.publish(run, chain, matched, filled)
+            assert new == naive.publish(who, chain[matched:filled])
+            held[who] = (run, chain, filled, len(chain) - filled)
+            assert set(pool.keys()) == set(naive.users)
         pool.check()
         while held and (data.draw(st.booleans()) or needed + idle > pool.available + blocks):
             leaver = data.draw(st.sampled_from(sorted(held)))
-            chain, filled, private = held.pop(leaver)
-            pool.release(chain, filled, private)
+            run, chain, filled, private = held.pop(leaver)
+            if filled < len(chain) and data.draw(st.booleans()):
+                # It fills more first; others may have published those blocks meanwhile.
+                run, new = pool.publish(run, chain, filled, len(chain))
+                assert new == naive.publish(leaver, chain[filled:])
+                filled, private = len(chain), 0
+                pool.check()
+            pool.release(run, private)
             naive.release(leaver, chain[:filled], private)
             pool.check()
     assert pool.used == naive.blocks - naive.available()
@@ -62,13 +70,20 @@ def test_a_cached_block_implies_its_parents(blocks, paths):
         matched = pool.match(chain)
         if len(chain) - matched + pool.idle_within(chain, matched) > pool.available:
             continue
-        pool.use(chain, matched)
+        run = pool.use(chain, matched)
         pool.allocate(len(chain) - matched)
-        pool.publish(chain, matched, len(chain))
-        pool.release(chain, len(chain), 0)
-        assert all(pool.match([key]) for key in chain)
+        run, _ = pool.publish(run, chain, matched, len(chain))
+        pool.release(run, 0)
+        cached = set(pool.keys())
+        assert cached.issuperset(chain)
         for child, parent in parents.items():
-            assert not pool.match([child]) or pool.match([parent])
+            assert child not in cached or parent in cached
+
+
+def fill(pool: KVPool, chain: list[int]) -> Run:
+    """Compute a chain of which nothing is cached."""
+    pool.allocate(len(chain))
+    return pool.publish(pool.root, chain, 0, len(chain))[0]
 
 
 def test_blocks_computed_side_by_side_are_kept_once() -> None:
@@ -76,33 +91,39 @@ def test_blocks_computed_side_by_side_are_kept_once() -> None:
     pool = KVPool(4)
     pool.allocate(2)
     pool.allocate(2)
-    assert pool.publish([1, 2], 0, 2) == [1, 2]
-    assert pool.publish([1, 2], 0, 2) == []
+    one, new = pool.publish(pool.root, [1, 2], 0, 2)
+    assert new == [1, 2]
+    other, new = pool.publish(pool.root, [1, 2], 0, 2)
+    assert new == []
     assert (pool.used, pool.available) == (2, 2)
-    pool.release([1, 2], 2, 0)
+    pool.release(one, 0)
     assert pool.used == 2
-    pool.release([1, 2], 2, 0)
+    pool.release(other, 0)
     assert (pool.used, pool.cached) == (0, 2)
 
 
 def test_least_recently_used_leaf_goes_first() -> None:
     pool = KVPool(4)
     for chain in ([1, 2], [3, 4]):
-        pool.allocate(2)
-        pool.publish(chain, 0, 2)
-        pool.release(chain, 2, 0)
-    pool.use([1, 2], 2)
-    pool.release([1, 2], 2, 0)
+        pool.release(fill(pool, chain), 0)
+    pool.release(pool.use([1, 2], 2), 0)
     assert pool.allocate(3) == [4, 3, 2]
     assert pool.match([1, 2]) == 1
 
 
+def test_the_part_of_a_run_that_is_used_again_outlives_the_rest() -> None:
+    pool = KVPool(6)
+    pool.release(fill(pool, [1, 2, 3]), 0)
+    pool.release(fill(pool, [4, 5]), 0)
+    pool.release(pool.use([1, 2, 3], 1), 0)
+    assert pool.allocate(5) == [3, 2, 5, 4]
+    assert pool.match([1, 2, 3]) == 1
+
+
 def test_clearing_spares_blocks_in_use() -> None:
     pool = KVPool(4)
-    for chain in ([1, 2], [3, 4]):
-        pool.allocate(2)
-        pool.publish(chain, 0, 2)
-    pool.release([3, 4], 2, 0)
+    runs = [fill(pool, chain) for chain in ([1, 2], [3, 4])]
+    pool.release(runs[1], 0)
     assert pool.clear() == [4, 3]
     assert pool.match([1, 2]) == 2
     pool.check()

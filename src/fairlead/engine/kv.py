@@ -2,41 +2,73 @@
 
 Only counts and keys are kept, no block numbers: a block is either *cached* (it is full, has a chained
 key, and any request with the same prefix may use it) or *private* to the request that fills it. A
-cached block that no request uses is *idle* and may be evicted; the idle ones wait in LRU order.
+cached block that no request uses is *idle* and may be evicted, least recently used first.
 
-Two facts follow from how requests take and give back blocks, and make look-ups cheap:
-
-- whoever uses a block uses all blocks before it in its chain, so reference counts never rise along
-  a chain;
-- a request gives its blocks back last one first, so an idle parent is always younger in the LRU
-  order than its children, and eviction takes leaves first. Hence a cached block implies that its
-  parents are cached, and the length of a match can be found by bisection.
+Whoever uses a block uses all blocks before it in its chain, and gives them back last one first. So
+an idle parent is always younger in the LRU order than its children, eviction takes leaves first,
+and blocks that are always used together stay together: they are one *run*, a node of a radix tree.
+The costs below are in runs, not blocks. A run is split when a request uses its beginning only.
 
 vLLM behaves the same but for one case: when two requests compute the same block side by side, vLLM
 keeps both copies, this pool keeps one (as SGLang does).
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
-from itertools import islice
+from typing import TYPE_CHECKING
 
-from fairlead.core.model import BlockKey
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fairlead.core.model import BlockKey
+
+
+class Run:
+    """Cached blocks that continue each other and are in use by the same requests."""
+
+    __slots__ = ("children", "keys", "parent", "users")
+
+    def __init__(self, keys: list[BlockKey], parent: Run | None, users: int) -> None:
+        self.keys = keys
+        self.parent = parent
+        self.users = users
+        self.children: dict[BlockKey, Run] = {}
+        """By the first key of each."""
+
+    def __repr__(self) -> str:
+        return f"<Run {len(self.keys)} blocks, {self.users} users>"
+
+
+def _common(chain: Sequence[BlockKey], start: int, end: int, keys: list[BlockKey]) -> int:
+    """Return how many of ``keys`` the chain has from ``start`` on, before ``end``; the first one it has.
+
+    Keys are chained: where one is equal, all before it are.
+    """
+    most = min(len(keys), end - start)
+    if chain[start + most - 1] == keys[most - 1]:
+        return most
+    return bisect_left(range(1, most), True, key=lambda i: chain[start + i] != keys[i]) + 1
 
 
 class KVPool:
-    """``blocks`` blocks of KV cache, of any size. Callers speak in blocks and keys."""
+    """``blocks`` blocks of KV cache, of any size. Callers speak in blocks and keys.
 
-    __slots__ = ("_cached", "_idle", "_private", "blocks", "used")
+    What a request holds of the cache is named by the last run of it, which ``use`` and ``publish`` return
+    and ``release`` takes.
+    """
+
+    __slots__ = ("_cached", "_idle", "_private", "_root", "blocks", "used")
 
     def __init__(self, blocks: int) -> None:
         if blocks < 1:
             raise ValueError(f"a KV pool has at least one block, not {blocks}")
         self.blocks = blocks
-        self._cached: dict[BlockKey, int] = {}
-        """References to each cached block."""
-        self._idle: OrderedDict[BlockKey, None] = OrderedDict()
-        """Cached blocks without a reference, least recently used first."""
+        self._root = Run([], None, 1)
+        self._cached = 0
+        self._idle: OrderedDict[Run, None] = OrderedDict()
+        """Runs without a user, least recently used first."""
         self._private = 0
         self.used = 0
         """Blocks that a request holds; idle cached blocks do not count, as in vLLM's usage figure."""
@@ -49,33 +81,68 @@ class KVPool:
     @property
     def cached(self) -> int:
         """Blocks in the prefix cache, in use or idle."""
-        return len(self._cached)
+        return self._cached
+
+    @property
+    def root(self) -> Run:
+        """What a request holds that holds nothing."""
+        return self._root
 
     def match(self, chain: Sequence[BlockKey], limit: int | None = None) -> int:
         """Return how many leading blocks of ``chain`` (of its first ``limit``) are cached."""
-        cached = self._cached
         end = len(chain) if limit is None else min(limit, len(chain))
-        if end == 0 or chain[0] not in cached:
-            return 0
-        return bisect_left(chain, True, 1, end, key=lambda key: key not in cached)
+        at, run = 0, self._root
+        while at < end and (child := run.children.get(chain[at])) is not None:
+            run = child
+            count = _common(chain, at, end, run.keys)
+            at += count
+            if count < len(run.keys):
+                break
+        return at
 
     def idle_within(self, chain: Sequence[BlockKey], matched: int) -> int:
         """Return how many of the first ``matched`` blocks, all cached, are idle.
 
         Taking those uses up available blocks although nothing has to be computed for them.
         """
-        cached = self._cached
-        return matched - bisect_left(chain, True, 0, matched, key=lambda key: cached[key] == 0)
+        at, run = 0, self._root
+        while at < matched:
+            run = run.children[chain[at]]
+            if not run.users:
+                return matched - at
+            at += len(run.keys)
+        return 0
 
-    def use(self, chain: Sequence[BlockKey], matched: int) -> None:
+    def use(self, chain: Sequence[BlockKey], matched: int) -> Run:
         """Take a reference on the first ``matched`` blocks of ``chain``, all of them cached."""
-        cached, idle = self._cached, self._idle
-        for key in islice(chain, matched):
-            references = cached[key]
-            if not references:
-                del idle[key]
-                self.used += 1
-            cached[key] = references + 1
+        at, run = 0, self._root
+        while at < matched:
+            run = run.children[chain[at]]
+            if len(run.keys) > matched - at:
+                run = self._split(run, matched - at)
+            at += len(run.keys)
+            if not run.users:
+                del self._idle[run]
+                self.used += len(run.keys)
+            run.users += 1
+        return run
+
+    def _split(self, run: Run, count: int) -> Run:
+        """Split the first ``count`` blocks of a run off, into a run of their own, and return that.
+
+        The rest stays the same object: it keeps its place in the LRU order and the requests that end in it.
+        """
+        assert run.parent is not None
+        upper = Run(run.keys[:count], run.parent, run.users)
+        del run.keys[:count]
+        upper.parent = run.parent
+        run.parent.children[upper.keys[0]] = upper
+        upper.children[run.keys[0]] = run
+        run.parent = upper
+        if not run.users:
+            # Both are idle, the rest being older; whoever splits takes the upper one at once.
+            self._idle[upper] = None
+        return upper
 
     def allocate(self, count: int) -> list[BlockKey]:
         """Take ``count`` private blocks; return the keys evicted for them, in order.
@@ -85,69 +152,111 @@ class KVPool:
         assert count <= self.available, "allocated more than is available"
         self._private += count
         self.used += count
-        evicted = []
-        for _ in range(len(self._cached) + self._private - self.blocks):
-            key, _none = self._idle.popitem(last=False)
-            del self._cached[key]
-            evicted.append(key)
+        excess = self._cached + self._private - self.blocks
+        return self._evict(excess) if excess > 0 else []
+
+    def _evict(self, count: int) -> list[BlockKey]:
+        """Evict so many idle blocks, the least recently used first, leaves before their parents."""
+        self._cached -= count
+        evicted: list[BlockKey] = []
+        while count:
+            run = next(iter(self._idle))
+            keys = run.keys
+            if len(keys) > count:
+                evicted += keys[: -count - 1 : -1]
+                del keys[-count:]
+                return evicted
+            evicted += keys[::-1]
+            count -= len(keys)
+            del self._idle[run]
+            assert run.parent is not None
+            del run.parent.children[keys[0]]
         return evicted
 
-    def publish(self, chain: Sequence[BlockKey], start: int, end: int) -> list[BlockKey]:
+    def publish(
+        self, held: Run, chain: Sequence[BlockKey], start: int, end: int
+    ) -> tuple[Run, list[BlockKey]]:
         """Turn a request's private blocks ``start`` to ``end`` of its chain, now full, into cached ones.
 
-        The request keeps a reference on each. A block that another request published meanwhile is
-        shared, and the private copy freed. Returns the keys that are new to the cache.
+        ``held`` names what it holds: the blocks before ``start``. A block that another request published
+        meanwhile is shared, and the private copy freed. Returns what it holds now, and the keys that
+        are new to the cache: a tail of the range.
         """
-        cached = self._cached
-        new = []
-        for i in range(start, end):
-            key = chain[i]
-            references = cached.get(key)
-            if references is None:
-                new.append(key)
-                cached[key] = 1
-                continue
-            if references:
-                self.used -= 1
-            else:
-                del self._idle[key]
-            cached[key] = references + 1
         self._private -= end - start
-        return new
+        at = start
+        while at < end and (child := held.children.get(chain[at])) is not None:
+            common = _common(chain, at, end, child.keys)
+            held = self._split(child, common) if common < len(child.keys) else child
+            if held.users:
+                self.used -= common
+            else:
+                del self._idle[held]
+            held.users += 1
+            at += common
+        if at == end:
+            return held, []
+        new = list(chain[at:end])
+        self._cached += len(new)
+        if held.users == 1 and not held.children and held is not self._root:
+            held.keys += new  # nobody else has seen the end of it
+        else:
+            held.children[new[0]] = run = Run(list(new), held, 1)
+            held = run
+        return held, new
 
-    def release(self, chain: Sequence[BlockKey], published: int, private: int) -> None:
-        """Give back ``private`` blocks and the references on the first ``published`` ones, last first."""
-        cached, idle = self._cached, self._idle
+    def release(self, held: Run, private: int) -> None:
+        """Give back ``private`` blocks and the references on what is held, last block first."""
         self._private -= private
         self.used -= private
-        for i in range(published - 1, -1, -1):
-            key = chain[i]
-            references = cached[key] = cached[key] - 1
-            if not references:
-                idle[key] = None
-                self.used -= 1
+        run, idle, root = held, self._idle, self._root
+        while run is not root:
+            run.users -= 1
+            if not run.users:
+                idle[run] = None
+                self.used -= len(run.keys)
+            assert run.parent is not None
+            run = run.parent
 
     def clear(self) -> list[BlockKey]:
         """Evict every idle block; return their keys. Blocks in use stay cached."""
-        evicted = list(self._idle)
-        for key in evicted:
-            del self._cached[key]
-        self._idle.clear()
-        return evicted
+        return self._evict(sum(len(run.keys) for run in self._idle))
+
+    def keys(self) -> Iterator[BlockKey]:
+        """Iterate over the keys of all cached blocks, parents first."""
+        for run in self._runs():
+            yield from run.keys
+
+    def _runs(self) -> Iterator[Run]:
+        stack = list(self._root.children.values())
+        while stack:
+            run = stack.pop()
+            yield run
+            stack += run.children.values()
 
     def check_holders(self, references: dict[BlockKey, int], private: int) -> None:
-        """Raise AssertionError unless the pool's books equal what its users say they hold."""
-        assert {key: n for key, n in self._cached.items() if n} == references
+        """Raise AssertionError if the pool's books differ from what its users say they hold."""
+        held = {key: run.users for run in self._runs() if run.users for key in run.keys}
+        assert held == references
         assert self._private == private
 
     def check(self) -> None:
         """Raise AssertionError if blocks were lost or made, or counts disagree."""
+        runs = list(self._runs())
         assert self._private >= 0
-        assert self.used == len(self._cached) - len(self._idle) + self._private
+        assert self._cached == sum(len(run.keys) for run in runs)
+        in_use = sum(len(run.keys) for run in runs if run.users)
+        assert self.used == in_use + self._private
         assert 0 <= self.used <= self.blocks, f"{self.used} of {self.blocks} blocks used"
-        assert len(self._cached) + self._private <= self.blocks
-        assert {key for key, references in self._cached.items() if not references} == set(self._idle)
-        assert all(references >= 0 for references in self._cached.values())
+        assert self._cached + self._private <= self.blocks
+        assert {run for run in runs if not run.users} == set(self._idle)
+        for run in runs:
+            assert run.keys
+            assert run.users >= 0
+            for key, child in run.children.items():
+                assert child.keys[0] == key
+                assert child.parent is run
+                assert child.users <= run.users
 
     def __repr__(self) -> str:
-        return f"<KVPool used={self.used} idle={len(self._idle)} of {self.blocks}>"
+        idle = sum(len(run.keys) for run in self._idle)
+        return f"<KVPool used={self.used} idle={idle} of {self.blocks}>"

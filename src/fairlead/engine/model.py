@@ -36,7 +36,7 @@ from typing import NamedTuple
 from fairlead.core.model import BlockKey, ClientId, Request, RequestId
 from fairlead.core.ordering import OrderingContext, make_ordering
 from fairlead.core.ordering.base import Ordering, Waiting
-from fairlead.engine.kv import KVPool
+from fairlead.engine.kv import KVPool, Run
 from fairlead.engine.profiles import Profile
 from fairlead.engine.steptime import PS_PER_US, Work
 
@@ -118,6 +118,7 @@ class _Sequence:
         "computed",
         "due",
         "goal",
+        "held",
         "item",
         "output",
         "output_tokens",
@@ -148,6 +149,8 @@ class _Sequence:
         """While it decodes, as of step ``since``."""
         self.published = 0
         """Leading blocks that are in the cache, referenced."""
+        self.held: Run
+        """What it holds of the cache, while it is in the batch."""
         self.admitted = 0
         """Number of its last admission: the order of the batch."""
         self.since = 0
@@ -588,7 +591,7 @@ class Engine:
         resumed = seq.state == _PREEMPTED
         matched = self._reusable(seq)
         cached = matched * self.block_tokens
-        self.pool.use(seq.chain, matched)
+        seq.held = self.pool.use(seq.chain, matched)
         seq.published = matched
         seq.blocks = -(-seq.goal // self.block_tokens)
         self._take_blocks(-(-seq.goal // self.block_tokens) - matched, step)
@@ -625,7 +628,7 @@ class Engine:
         end = min(seq.computed // self.block_tokens, len(seq.chain))
         if end <= start:
             return
-        new = self.pool.publish(seq.chain, start, end)
+        seq.held, new = self.pool.publish(seq.held, seq.chain, start, end)
         seq.published = end
         if not new:
             return
@@ -645,7 +648,7 @@ class Engine:
         else:
             del self._prefills[seq.rid]
         seq.state = _GONE
-        self.pool.release(seq.chain, seq.published, seq.blocks - seq.published)
+        self.pool.release(seq.held, seq.blocks - seq.published)
         seq.blocks = seq.published = 0
 
     def _finish(self, seq: _Sequence, step: _Step) -> None:
