@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from fairlead import __version__
 from fairlead.core import events as ev
 from fairlead.core.commands import Command
@@ -158,8 +160,11 @@ class _Files:
     def __init__(self, path: Path, header: Header, max_bytes: int, files: int) -> None:
         self._path, self._max_bytes, self._count = path, max_bytes, files
         self._header = header
-        if path.exists() and path.stat().st_size:
-            _own(path)
+        names = [path, *(_with_number(path, number) for number in range(1, files))]
+        for name in names:
+            if name.exists() and name.stat().st_size:
+                _take_over(name)
+        if path.exists():
             self._shift()
         self._records = 0
         """In the current file."""
@@ -175,7 +180,6 @@ class _Files:
             if self._records and self._size + len(line) > self._max_bytes:
                 self._rotate()
             self._put(line, 1)
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -188,9 +192,11 @@ class _Files:
 
     def _rotate(self) -> None:
         self._file.close()
-        header = self._header
         self._shift()
-        self._header = _next_part(header, self._records)
+        header = self._header
+        self._header = msgspec.structs.replace(
+            header, part=header.part + 1, first=header.first + self._records
+        )
         self._records = 0
         self._open()
 
@@ -215,13 +221,7 @@ class _Files:
             self._path.rename(_with_number(self._path, 1))
 
 
-def _next_part(header: Header, records: int) -> Header:
-    fields = {name: getattr(header, name) for name in header.__struct_fields__}
-    fields.update(part=header.part + 1, first=header.first + records)
-    return Header(**fields)
-
-
-def _own(path: Path) -> None:
+def _take_over(path: Path) -> None:
     """Raise OSError if the file is no decision log, or somebody writes it."""
     with path.open("rb") as file:
         try:
@@ -231,7 +231,7 @@ def _own(path: Path) -> None:
         try:
             decode_header(file.readline())
         except LogError as error:
-            raise OSError(f"{path} is in the way of the decision log: {error}") from None
+            raise OSError(f"{path} is in the way of the decision log, move it: {error}") from None
 
 
 def _with_number(path: Path, number: int) -> Path:
