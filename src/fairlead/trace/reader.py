@@ -1,0 +1,34 @@
+"""What a reader is. ``fairlead.trace.reading`` registers them."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fairlead.core.params import Param, Values
+from fairlead.trace.files import Sample, content_hash
+from fairlead.trace.model import Trace
+
+ONE_CLIENT = "all"
+"""The client of every request where the source names none."""
+NO_CLIENTS = "the source names no clients: all requests belong to one"
+
+
+class Reader(NamedTuple):
+    """One trace format."""
+
+    name: str
+    summary: str
+    """What it looks like, in a line: shown where a format is not recognised."""
+    sniff: Callable[[Sample], bool]
+    """Whether a source looks like this format. At most one reader may say so."""
+    read: Callable[[Path, Values], Trace]
+    """Reads it. The trace's ``identity`` must name content and options (see ``identify``)."""
+    params: tuple[Param, ...] = ()
+    """Options of this format."""
+
+
+def identify(form: str, path: Path, values: Values) -> str:
+    """Return an identity from the source's bytes, the format and its options."""
+    state = f"{form} {content_hash(path)} {sorted(values.items())}"
+    return hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
