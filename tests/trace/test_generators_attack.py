@@ -1,6 +1,6 @@
 """The client that sends too much: how much it adds, of what kind, and that it shares with nobody."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -90,6 +90,23 @@ def test_follow_ups_of_an_attacker_quote_the_answers_before_them(name: str, kind
         ]
         assert len(follow_ups) > 20
         assert all(quotes(turn, parent) for turn, parent in follow_ups)
+
+
+def test_prefixes_stay_apart_where_keys_are_small_neighbouring_numbers() -> None:
+    def sessions() -> Iterator[Session]:
+        for number in range(200):
+            yield Session(number, "a", [Turn(32, 8, (number % 50 + 1, 1_000 + number))])
+
+    clean = Trace(
+        name="numbered",
+        block_tokens=16,
+        sessions=sessions,
+        requests=200,
+        duration_us=199,
+        clients={"a": 1.0},
+    )
+    _, own = split(with_attacker(clean, "longer", 2.0, factor=20.0))
+    assert len({session.turns[0].keys[0] for session in own}) > 5
 
 
 def test_complex_answers_are_longer_and_make_follow_ups_longer() -> None:

@@ -23,6 +23,11 @@ from fairlead.trace.model import Session, Trace, TraceError, Turn
 Kind = Literal["more", "longer", "complex"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+_COSTS = Costs()
+_FRONTS = 1_024
+"""Prefixes that are kept, so that a popular one is not made for each of its requests."""
+_SCATTER = 0x5851F42D4C957F2D
+"""Odd and large: prefixes of neighbouring keys start far apart, so that no two of them overlap."""
 _SAMPLE = 2_000
 """Sessions that are looked at to learn how long the workload's prompts are."""
 
@@ -113,8 +118,8 @@ def _attack(
 
 
 def _demand(turns: Sequence[Turn]) -> int:
-    costs = Costs()
-    return sum(costs.extend * turn.prompt_tokens + costs.output * turn.output_tokens for turn in turns)
+    extend, output = _COSTS
+    return sum(extend * turn.prompt_tokens + output * turn.output_tokens for turn in turns)
 
 
 def _prefix_blocks(trace: Trace, factor: float) -> int:
@@ -140,6 +145,7 @@ class _Copier:
         self._stretch = stretch
         self._seed = seed
         self._masks: dict[str, int] = {}
+        self._fronts: dict[BlockKey, list[BlockKey]] = {}
 
     def copy(self, turns: Sequence[Turn], number: int) -> list[Turn]:
         """Return the copy of a session's turns; copies of different ``number`` share nothing."""
@@ -167,8 +173,14 @@ class _Copier:
 
     def _prefixed(self, turn: Turn, number: int, root: BlockKey) -> Turn:
         """Return a copy with ``prefix`` blocks in front, the same ones for prompts that start alike."""
-        first = (root ^ self._mask(f"fronts/{number}")) * STEP
-        front = [LIMIT + (first + i * STEP) % LIMIT for i in range(self._prefix)]
+        root ^= self._mask(f"fronts/{number}")
+        front = self._fronts.get(root)
+        if front is None:
+            if len(self._fronts) == _FRONTS:
+                self._fronts.clear()
+            first = root * _SCATTER
+            front = [LIMIT + (first + i * STEP) % LIMIT for i in range(self._prefix)]
+            self._fronts[root] = front
         copy = self._renamed(turn, number)
         return copy._replace(
             prompt_tokens=turn.prompt_tokens + self._prefix * self._keys.block_tokens,
@@ -179,8 +191,9 @@ class _Copier:
         """Return copies with longer answers, which make the prompts that quote them longer."""
         made: list[Turn] = []
         answered: list[Prompt] = []
+        followed = {turn.after for turn in turns}
         same: dict[tuple[int, int, tuple[BlockKey, ...]], Prompt] = {}
-        for turn in turns:
+        for index, turn in enumerate(turns):
             alike = turn.after, turn.prompt_tokens, tuple(turn.keys)
             prompt = same.get(alike)
             if prompt is None:
@@ -192,7 +205,8 @@ class _Copier:
                     prompt = Prompt(turn.prompt_tokens, self._flipped(turn.keys, f"copies/{number}"))
                 same[alike] = prompt
             output = round(turn.output_tokens * self._stretch)
-            answered.append(self._grow(prompt, output))
+            known = bool(turn.output_keys) or index in followed
+            answered.append(self._grow(prompt, output) if known else prompt)
             answer = answered[-1].keys[len(prompt.keys) :] if turn.output_keys else ()
             made.append(
                 turn._replace(
