@@ -1,7 +1,7 @@
 """Reads a decision log: finds all files of a run and yields its records in order."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -57,6 +57,14 @@ class LogReader:
 
     def __iter__(self) -> Iterator[Entry]:
         """Read all records from the oldest. Raises ``LogError`` where that is impossible."""
+        return self.records()
+
+    def records(self, *kinds: type[ev.Event]) -> Iterator[Entry]:
+        """Read the records of these kinds of events, or all if none is named; the others cost little.
+
+        Raises ``LogError`` for a damaged log.
+        """
+        wanted = tuple(b'["%b",' % kind.__name__.encode() for kind in kinds)
         self.truncated = ""
         self.bytes_read = 0
         number = self.header.first
@@ -68,24 +76,27 @@ class LogReader:
                         f"{path} begins at record {head.first}, the file before it ends at {number}"
                     )
                 self.bytes_read += file.tell()
-                for entry in self._records(file, path, number):
-                    number = entry.number + 1
-                    yield entry
+                number = yield from self._of_file(file, path, number, wanted)
 
-    def _records(self, file: BinaryIO, path: Path, number: int) -> Iterator[Entry]:
+    def _of_file(
+        self, file: BinaryIO, path: Path, number: int, wanted: tuple[bytes, ...]
+    ) -> Generator[Entry, None, int]:
+        """Yield a file's records; return the number of the one that would follow."""
         for at, line in enumerate(file, 2):
             self.bytes_read += len(line)
             if not line.endswith(b"\n"):
                 if path != self.paths[-1]:
                     raise LogError(f"{path} line {at}: the record is cut off, and more files follow")
                 self.truncated = f"{path} line {at}"
-                return
-            try:
-                event, outcome = decode(line)
-            except ValueError as error:
-                raise LogError(f"{path} line {at} is no record: {error}") from None
-            yield Entry(number, event, outcome, path, at)
+                break
+            if not wanted or line.startswith(wanted):
+                try:
+                    event, outcome = decode(line)
+                except ValueError as error:
+                    raise LogError(f"{path} line {at} is no record: {error}") from None
+                yield Entry(number, event, outcome, path, at)
             number += 1
+        return number
 
     def _find(self, path: Path, run: str) -> None:
         base = path.with_name(re.sub(r"\.[1-9]\d{0,5}$", "", path.name))

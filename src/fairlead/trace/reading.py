@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fairlead.core.params import PolicyError, nearest, resolve
-from fairlead.trace import conversations, hashed, kv_cache_tester, servegen, tables
+from fairlead.trace import conversations, decision_trace, hashed, kv_cache_tester, servegen, tables
 from fairlead.trace.files import Sample, sample
 from fairlead.trace.model import Trace, TraceError
 from fairlead.trace.reader import Reader
@@ -13,6 +13,7 @@ READERS: dict[str, Reader] = {
     reader.name: reader
     for reader in (
         *hashed.READERS, *kv_cache_tester.READERS, *tables.READERS, *servegen.READERS, *conversations.READERS,
+        *decision_trace.READERS,
     )
 }  # fmt: skip
 """Every format by name. To add one, add its ``Reader`` here."""
