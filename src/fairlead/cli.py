@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": _Command(
         "fairlead.simulate.verify_command", "replay a decision log: does it lead to the same decisions?"
     ),
+    "profile": _Command("fairlead.engine.profile_command", "engine profiles: list, show, fit, check"),
     "policies": _Command("fairlead.policies", "every ordering and routing policy, its source and parameters"),
 }
 

@@ -7,7 +7,8 @@ follows from the coefficients, so assigning steps and solving for coefficients a
 solution is a least square of the relative error with no coefficient below zero (C. Lawson, R. Hanson,
 Solving least squares problems, 1974), from the normal equations: seven unknowns, so no library is needed.
 
-Steps that only decode, only prefill, or do both weigh the same in sum, however many there are of each.
+However many steps there are of a kind, each kind has a fixed weight (``WEIGHTS``): an engine under load
+spends most of its time on steps that only decode, then on mixed ones.
 """
 
 from collections import Counter
@@ -31,6 +32,8 @@ COEFFICIENTS = (
 """What is fitted, in the order of the columns below. The head is measured alone, or part of W and a."""
 LEAST_STEPS = 8
 """Fewer steps than this, decoding or prefilling, are no table."""
+WEIGHTS = {"decode": 4, "prefill": 1, "mixed": 2}
+"""What each kind of step weighs in the sum of squares."""
 _STARTS = 6
 _ROUNDS = 40
 _DEPENDENT = 1e-9
@@ -106,9 +109,7 @@ def errors_of(steps: StepTime, samples: Iterable[Sample]) -> dict[str, Errors]:
 def _summary(errors: list[float]) -> Errors:
     sizes = sorted(map(abs, errors))
     last = len(sizes) - 1
-    return Errors(
-        len(sizes), sizes[last // 2], sizes[last * 9 // 10], sizes[last], sum(errors) / len(errors)
-    )
+    return Errors(len(sizes), sizes[last // 2], sizes[last * 9 // 10], sizes[last], sum(errors) / len(errors))
 
 
 def _check(samples: Sequence[Sample]) -> None:
@@ -162,7 +163,8 @@ class _Problem:
         self.rows: list[tuple[_Row, _Row]] = []
         self.targets: list[float] = []
         for work, us in samples:
-            scale = counts[kind_of(work)] ** -0.5 / us
+            kind = kind_of(work)
+            scale = (WEIGHTS[kind] / counts[kind]) ** 0.5 / us
             low, high = _sides(work)
             self.rows.append((tuple(v * scale for v in low), tuple(v * scale for v in high)))
             self.targets.append((us - head_us) * scale)
@@ -181,7 +183,7 @@ class _Problem:
             total = 0.0
             moved = False
             for i, (rows, target) in enumerate(zip(self.rows, self.targets, strict=True)):
-                low, high = (sum(map(float.__mul__, values, map(float, row))) for row in rows)
+                low, high = (sum(map(float.__mul__, values, row)) for row in rows)
                 total += (max(low, high) - target) ** 2
                 if (high >= low) != side[i]:
                     _add(matrix, vector, rows[side[i]], target, -1)
@@ -243,7 +245,8 @@ def nonnegative_least_squares(matrix: Sequence[Sequence[float]], vector: Sequenc
             used = [i for i in used if x[i] > 1e-14]
             solution = _solve(a, b, used) or dict.fromkeys(used, 1e-14)
         x = [solution.get(i, 0.0) for i in range(width)]
-        useless = {i for i in useless if not scale[i]}
+        # What could not enter may do so now, unless nothing has changed but for rounding.
+        useless = {i for i in useless if not scale[i]} if best in used else {*useless, best}
 
 
 def _solve(a: list[list[float]], b: list[float], used: list[int]) -> dict[int, float] | None:

@@ -13,7 +13,11 @@ Where figures come from, and how far to trust them, is part of each profile. Kin
 at 90% of the GPU's memory after bf16 weights and about 1.5 GB of activations a GPU.
 """
 
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from fairlead.core.params import nearest
 from fairlead.engine.steptime import StepTime
@@ -186,3 +190,57 @@ def profile_named(name: str) -> Profile:
     if found is None:
         raise ValueError(f"unknown profile '{name}' (valid: {', '.join(PROFILES)}){nearest(name, PROFILES)}")
     return found
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Return a named profile, or the one in a TOML file (as ``fairlead profile fit`` writes it).
+
+    What ends in .toml or has a slash is a file. ValueError names the file and the key that is
+    wrong, or lists the valid names.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and len(path.parts) == 1:
+        return profile_named(str(name_or_path))
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read the profile {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+    try:
+        profile = Profile(**_checked(Profile, data, ""))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for key in ("kv_tokens", "kv_bytes_per_token", "max_model_len", "max_num_seqs", "max_num_batched_tokens"):
+        if getattr(profile, key) < 1:
+            raise ValueError(f"{path}: {key} is {getattr(profile, key)}, not at least 1")
+    return profile
+
+
+_TYPES: dict[object, tuple[type | tuple[type, ...], str]] = {
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "a text"),
+}
+
+
+def _checked(kind: type[Profile] | type[StepTime], data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the arguments of a dataclass out of a TOML table; ValueError names the wrong key."""
+    known = {field.name: field for field in fields(kind) if field.init}
+    for key in data:
+        if key not in known:
+            raise ValueError(f"unknown key {where}{key}{nearest(key, known)}")
+    values: dict[str, Any] = {}
+    for key, field in known.items():
+        if key not in data:
+            if field.default is MISSING:
+                raise ValueError(f"no key {where}{key}")
+            continue
+        value = data[key]
+        if field.type is StepTime and isinstance(value, dict):
+            value = StepTime(**_checked(StepTime, value, f"{where}{key}."))
+        wanted, shown = _TYPES.get(field.type, (StepTime, "a table"))
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise ValueError(f"{where}{key} is {value!r}, not {shown}")
+        values[key] = value
+    return values
