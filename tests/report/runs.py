@@ -94,7 +94,7 @@ def queue_run(
         client = len(clients) - 1 if draw.random() < 0.5 else draw.randrange(len(clients))
         at += draw.expovariate(1.0) * 1e6 / (workers * load)
         prompt, output = draw.randrange(200, 2000), draw.randrange(1, 80)
-        cached = int(prompt * hit * draw.random() * 2 * 0.99)
+        cached = int(min(0.95, hit * draw.uniform(0.5, 1.5)) * prompt)
         worker = min(range(workers), key=free.__getitem__)
         start = max(int(at), free[worker])
         first = start + int((prompt - cached) * 300 / speed)

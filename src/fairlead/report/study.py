@@ -132,6 +132,8 @@ class Study:
     policies: list[str]
     """In order of first appearance; the first is what the others are compared with."""
     groups: dict[tuple[str, float], Group]
+    number: int = 0
+    """Its place among the studies of a report."""
 
     @property
     def baseline(self) -> str:
@@ -183,6 +185,8 @@ def studies(results: Iterable[Result], baseline: str = "") -> list[Study]:
     for result in results:
         settings[_setting(result)].append(result)
     found = [_study(key, runs) for key, runs in settings.items()]
+    for number, study in enumerate(found):
+        study.number = number
     if baseline:
         for study in found:
             _move_first(study, baseline)

@@ -1,0 +1,235 @@
+"""The report as one HTML file: no script, no network, readable on a phone and on paper."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib import resources
+
+from fairlead import __version__
+from fairlead.report import charts
+from fairlead.report.numbers import digits, percent
+from fairlead.report.results import Result
+from fairlead.report.study import GAP, JAIN, Group, Study, studies
+from fairlead.report.svg import swatch
+from fairlead.report.tables import Cell, Table, clients, comparison, figures, loads
+from fairlead.report.utilisation import RULE
+from fairlead.report.verdict import verdict
+
+MOST_TIMELINES = 6
+"""Policies whose service and workers are drawn over time; the rest only in tables."""
+
+
+def page(results: Iterable[Result], baseline: str = "", title: str = "fairlead report") -> str:
+    """Return the report on the results. Raises ValueError for a ``baseline`` that is not among them."""
+    found = studies(results, baseline)
+    css = resources.files("fairlead.report").joinpath("style.css").read_text(encoding="utf-8")
+    body = "".join(_study(study) for study in found)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
+        f"<header><h1>{escape(title)}</h1></header>\n<main>\n{body}</main>\n{_footer()}</body>\n</html>\n"
+    )
+
+
+def _study(study: Study) -> str:
+    load = study.main_load
+    drawn = [group for group in study.at(load) if group.typical()["num_prompts"]][:MOST_TIMELINES]
+    many = len(study.policies) > 1
+    parts = [
+        _verdict(study),
+        _section("Compared" if many else "Figures", _table(comparison(study, load))),
+        _section("Latency", _latency(study, load), _key(study) if many else ""),
+        _section("Load", _loads(study), _key(study) if many else ""),
+        _section("Fairness and throughput", _pareto(study, load)),
+        _section("Service by client", _service(drawn, study), _service_words(drawn)),
+        _section("Even shares, and cache hits", _shares(study, load)),
+        _section("Workers", _workers(drawn, study)),
+        _section("Clients", _clients(drawn)),
+        _section("At other loads", _other_loads(study)),
+        _section("How it was run", _settings(drawn)),
+    ]
+    return f'<section class="study">{"".join(parts)}</section>\n'
+
+
+def _verdict(study: Study) -> str:
+    said = verdict(study)
+    points = "".join(f"<li>{escape(point)}</li>" for point in said.points)
+    return (
+        f'<p class="setting">{escape(study.title)}</p>'
+        f'<p class="headline">{escape(said.headline)}</p>'
+        + (f'<ul class="points">{points}</ul>' if points else "")
+        + (f'<p class="soft">{escape(said.confidence)}</p>' if said.confidence else "")
+    )
+
+
+def _section(title: str, body: str, intro: str = "") -> str:
+    """Return a section, nothing where it has nothing to show."""
+    return f"<h2>{escape(title)}</h2>{intro}{body}\n" if body else ""
+
+
+def _key(study: Study) -> str:
+    names = "".join(f"<li>{swatch(i)}{escape(policy)}</li>" for i, policy in enumerate(study.policies))
+    return f'<ul class="key">{names}</ul>'
+
+
+def _other_loads(study: Study) -> str:
+    tables = [comparison(study, load) for load in study.loads if load != study.main_load]
+    for table in tables:
+        table.notes = []  # said under the first table
+    return "".join(map(_table, tables))
+
+
+def _latency(study: Study, load: float) -> str:
+    drawings = [
+        _figure(charts.distribution(study, load, "ttft"), "Time to first token, from the scheduled arrival"),
+        _figure(charts.distribution(study, load, "tpot"), "Time per output token after the first"),
+    ]
+    own = _table(figures(study.at(load)[0].typical())) if len(study.policies) == 1 else ""
+    return _grid(drawings) + own
+
+
+def _loads(study: Study) -> str:
+    drawings = [
+        _figure(charts.load_curve(study, "ttft"), "Hollow: saturated"),
+        _figure(charts.load_curve(study, "goodput"), "Knee: the highest load before the curve breaks"),
+    ]
+    grid = _grid(drawings)
+    return grid + _table(loads(study)) if grid else ""
+
+
+def _pareto(study: Study, load: float) -> str:
+    drawings = [
+        _figure(charts.pareto(study, load, GAP), "Where points are joined, none is better in both"),
+        _figure(charts.pareto(study, load, JAIN), "Jain's index of service over fair share"),
+    ]
+    return _grid(drawings)
+
+
+def _service(drawn: Sequence[Group], study: Study) -> str:
+    top = charts.most_service([group.typical() for group in drawn])
+    found = []
+    for i, group in enumerate(drawn):
+        result = group.typical()
+        drawing = charts.service(result, f"service-{study.number}-{i}", top)
+        fairness = result["fairness"]
+        said = f"Jain {fairness['jain']:.3f}"
+        if len(result["clients"]) > 1:
+            said += f", worst gap {digits(fairness['worst_gap'])} units"
+        if fairness["bound_share"] is not None:
+            said += f" ({percent(fairness['bound_share'])} of the bound)"
+        found.append(_figure(drawing, said, group.policy))
+    return _grid(found)
+
+
+def _service_words(drawn: Sequence[Group]) -> str:
+    text = (
+        "Service so far (computed prompt tokens and twice the output tokens) over weight; strong while the"
+        " client had requests waiting, faint while it had none."
+    )
+    if any(group.typical()["fairness"]["bound"] for group in drawn):
+        text += (
+            " Shaded: the bound, drawn below the most served client. While two lines are strong, they may"
+            " drift apart by no more than its height."
+        )
+    return f'<p class="soft">{text}</p>'
+
+
+def _shares(study: Study, load: float) -> str:
+    drawings = [
+        _figure(
+            charts.jain_bars(study, load),
+            "1: everybody got an even share, or all that was asked for",
+            "Jain's index",
+        ),
+        _figure(
+            charts.hit_bars(study, load),
+            "Reachable: by an endless cache shared by all",
+            "Prompt tokens cached",
+        ),
+    ]
+    return _grid(drawings)
+
+
+def _workers(drawn: Sequence[Group], study: Study) -> str:
+    rows = []
+    for i, group in enumerate(drawn):
+        names = [f"workers-{study.number}-{i}-{k}" for k in range(3)]
+        panels = [_figure(charts.workers(group.typical(), k, name), "") for k, name in enumerate(names)]
+        if any(panels):
+            rows.append(f"<h3>{escape(group.policy)}</h3>" + _grid(panels, "grid3"))
+    return '<p class="soft">Thin: each worker. Bold: their mean.</p>' + "".join(rows) if rows else ""
+
+
+def _clients(drawn: Sequence[Group]) -> str:
+    parts = []
+    for group in drawn:
+        table = clients(group.typical())
+        if table.rows:
+            table.caption = group.policy
+            parts.append(_table(table))
+    return "".join(parts)
+
+
+def _settings(drawn: Sequence[Group]) -> str:
+    parts = []
+    for group in drawn:
+        result = group.typical()
+        facts = {
+            "policy": result["policy"],
+            "order": result["order"],
+            "drawn above": f"seed {result['seed']}, the median by mean TTFT of {len(group.seeds)}",
+            "requests": f"{result['num_prompts']:,}",
+            "labels": "; ".join(result["labels"]),
+            "bound": result["fairness"]["bound_text"],
+            "SLOs": ", ".join(f"{k.upper()} {v:g} ms" for k, v in result["slos"].items()),
+            **{str(key): str(value) for key, value in result["settings"].items()},
+        }
+        rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items() if v)
+        parts.append(f"<div><h3>{escape(group.policy)}</h3><dl>{rows}</dl></div>")
+    return f'<div class="grid2">{"".join(parts)}</div>' if parts else ""
+
+
+def _figure(drawing: str, caption: str, title: str = "") -> str:
+    if not drawing:
+        return ""
+    head = f"<h3>{escape(title)}</h3>" if title else ""
+    return f"<figure>{head}{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _grid(figures: Sequence[str], kind: str = "grid2") -> str:
+    inside = "".join(figures)
+    return f'<div class="{kind}">{inside}</div>' if inside else ""
+
+
+def _table(table: Table) -> str:
+    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in table.heads)
+    rows = []
+    for first, *rest in table.rows:
+        cells = "".join(f"<td>{_cell(cell)}</td>" for cell in rest)
+        rows.append(f'<tr><th scope="row">{_cell(first)}</th>{cells}</tr>')
+    notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
+    return (
+        f'<div class="scroll"><table><caption><span>{escape(table.caption)}</span></caption>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        + (f'<div class="notes">{notes}</div>' if notes else "")
+    )
+
+
+def _cell(cell: Cell) -> str:
+    if not cell.detail:
+        return escape(cell.text)
+    amount, bracket, within = cell.detail.partition(" (")
+    second = f"<i>({escape(within)}</i>" if bracket else ""
+    return f'{escape(cell.text)}<span class="detail">{escape(amount)}{second}</span>'
+
+
+def _footer() -> str:
+    words = (
+        "TTFT and E2E count from the scheduled arrival, so that queueing counts. TPOT: (E2E - TTFT) / (output"
+        " tokens - 1). Percentiles interpolate linearly. Latencies are those of completed requests; what was"
+        " rejected, timed out or left unfinished misses every SLO. Jain's index: service over max-min fair"
+        " share by weight, nobody's share above its demand, at the last arrival. Worst gap: largest"
+        " difference in service over weight between two clients while both were backlogged."
+    )
+    rule = RULE[0].upper() + RULE[1:]
+    return f"<footer><p>{escape(words)}</p><p>{escape(rule)}.</p><p>fairlead {__version__}</p></footer>\n"
