@@ -1,5 +1,6 @@
 """The decision log: its format, its files, and what becomes of them."""
 
+import os
 import stat
 import threading
 from collections.abc import Callable
@@ -296,40 +297,56 @@ def test_what_is_no_log_is_refused(tmp_path: Path, content: bytes) -> None:
         LogReader(path)
 
 
-def failing(log: DecisionLog, monkeypatch: pytest.MonkeyPatch, put: Callable[[bytes, int], None]) -> None:
-    monkeypatch.setattr(log._files, "write", put)
-
-
-def test_a_disk_that_fails_ends_the_log_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_that_cannot_be_written_ends_the_log(tmp_path: Path) -> None:
     told: list[str] = []
     log = DecisionLog(tmp_path / "d", setup(), on_failure=told.append)
-
-    def full(lines: bytes, records: int) -> None:
-        raise OSError(28, "No space left on device")
-
     ticks(log, 10)
     log.flush()
-    failing(log, monkeypatch, full)
-    ticks(log, 3000)
+    log.add(ev.CacheEvicted(10, "w", [-1]), ())
+    ticks(log, 300, 11)
+    log.close()
+    assert len(told) == 1
+    assert "cannot be encoded" in told[0]
+    assert times(tmp_path / "d") == list(range(10))
+
+
+def test_a_disk_that_is_full_ends_the_log_and_nothing_else(tmp_path: Path) -> None:
+    told: list[str] = []
+    log = DecisionLog(tmp_path / "d", setup(), on_failure=told.append)
+    log._files._file.close()
+    log._files._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb")
+    ticks(log, 20_000)
     log.close()
     assert len(told) == 1
     assert "No space left" in told[0]
-    assert len(log._pending) == 0
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_not_a_file_is_left_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A device that was renamed away would be missed."""
+    make(tmp_path / "d")
+    with pytest.raises(OSError, match="needs a file"):
+        DecisionLog(tmp_path / "d", setup())
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def drained(log: DecisionLog) -> list[tuple[bytearray, int]]:
+    return [log._chunks.get_nowait() for _ in range(log._chunks.qsize())]  # type: ignore[misc]
 
 
 def test_a_disk_that_is_too_slow_ends_the_log_before_memory_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fairlead.trace.decision_files._MOST_BEHIND", 1000)
+    monkeypatch.setattr("fairlead.trace.decision_files._MOST_BEHIND", 10_000)
+    monkeypatch.setattr("fairlead.trace.decision_files._CHUNK", 2000)
     told: list[str] = []
     go_on = threading.Event()
     log = DecisionLog(tmp_path / "d", setup(), on_failure=told.append)
-    failing(log, monkeypatch, lambda lines, records: go_on.wait(20) and None)
+    monkeypatch.setattr(log._files, "write", lambda lines, records: go_on.wait(20))
     ticks(log, 5000)
+    assert len(log._chunk) + len(log._pending) < 2000
     assert len(told) == 1
     assert "does not keep up" in told[0]
-    assert log._batches.qsize() * 256 <= 1000
+    assert sum(len(chunk[0]) for chunk in drained(log)) <= 10_000
     go_on.set()
     log.close()

@@ -4,6 +4,7 @@
 themselves in their headers, so that they are known as one log whatever else lies beside them.
 """
 
+import contextlib
 import fcntl
 import os
 import platform
@@ -34,10 +35,12 @@ from fairlead.trace.decisions import (
 
 MAX_BYTES = 256 * 2**20
 FILES = 4
-_BATCH = 256
-"""Records that are encoded at a time: a fifth of a millisecond in which nobody else runs."""
-_MOST_BEHIND = 200_000
-"""Records that may wait for the disk; then the log ends rather than take all memory."""
+_BATCH = 64
+"""Records that are encoded at a time: by the piece costs a quarter more, and many at once a pause."""
+_CHUNK = 2**17
+"""Bytes that are handed to the disk at a time."""
+_MOST_BEHIND = 64 * 2**20
+"""Bytes that may wait for the disk; then the log ends rather than take all memory."""
 
 Step = Callable[[ev.Event], list[Command]]
 
@@ -45,12 +48,12 @@ Step = Callable[[ev.Event], list[Command]]
 class DecisionLog:
     """Records what a dispatcher takes in and decides.
 
-    ``add`` is cheap; encoding and writing happen on a thread of the log's own, or in the caller's turn
-    if ``background`` is off (a simulation outruns any disk and has to wait for it). What waits is
-    written when ``flush`` is called and at ``close``.
+    ``add`` costs a few microseconds. The disk is waited for by a thread of the log's own, or in the
+    caller's turn if ``background`` is off (a simulation outruns any disk). What waits is written when
+    ``flush`` is called and at ``close``.
 
     A log that cannot be written ends, since one with a hole proves nothing: ``on_failure`` is then told
-    why, once and from the log's thread, and the caller goes on without it. Raises OSError if the
+    why, once and perhaps from the log's thread, and the caller goes on without it. Raises OSError if the
     first file cannot be made, or belongs to somebody else.
     """
 
@@ -79,10 +82,16 @@ class DecisionLog:
         self._files = _Files(path, header, max_bytes, files)
         self._on_failure = on_failure
         self._failed = False
+        """Nothing more is taken."""
+        self._stuck = False
+        """Nothing more is written. Set by whoever writes."""
         self._pending: list[Record] = []
+        self._chunk = bytearray()
+        self._records = 0
+        """In the chunk."""
         self._handed = 0
         self._written = 0
-        self._batches: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
+        self._chunks: queue.SimpleQueue[tuple[bytearray, int] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if background:
             self._thread = threading.Thread(target=self._write_all, name="decision-log", daemon=True)
@@ -93,49 +102,66 @@ class DecisionLog:
         pending = self._pending
         pending.append((event, outcome))
         if len(pending) >= _BATCH:
-            self.flush()
+            self._encode()
+            if len(self._chunk) >= _CHUNK:
+                self._hand_over()
 
     def flush(self) -> None:
         """See to it that what was added is written soon."""
-        batch = self._pending
-        if not batch:
-            return
-        self._pending = []
-        if self._failed:
-            return
-        self._handed += len(batch)
-        if self._thread is None:
-            self._write(batch)
-        elif self._handed - self._written > _MOST_BEHIND:
-            self._fail(f"{_MOST_BEHIND} records wait for the disk, which does not keep up")
-        else:
-            self._batches.put(batch)
+        self._encode()
+        if self._chunk:
+            self._hand_over()
 
     def close(self) -> None:
         """Write all that was added, and end."""
         self.flush()
         if self._thread is not None:
-            self._batches.put(None)
+            self._chunks.put(None)
             self._thread.join()
             self._thread = None
         self._files.close()
 
-    def _write_all(self) -> None:
-        while (batch := self._batches.get()) is not None:
-            self._write(batch)
-
-    def _write(self, batch: list[Record]) -> None:
+    def _encode(self) -> None:
+        batch, self._pending = self._pending, []
         if self._failed:
             return
         try:
-            self._files.write(encode(batch), len(batch))
+            self._chunk += encode(batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on without the log
+            self._fail(f"a record cannot be encoded: {error}")
+        else:
+            self._records += len(batch)
+
+    def _hand_over(self) -> None:
+        chunk, self._chunk = self._chunk, bytearray()
+        records, self._records = self._records, 0
+        self._handed += len(chunk)
+        if self._thread is None:
+            self._write(chunk, records)
+        elif self._handed - self._written > _MOST_BEHIND:
+            self._fail(f"{_MOST_BEHIND} bytes wait for the disk, which does not keep up")
+        else:
+            self._chunks.put((chunk, records))
+
+    def _write_all(self) -> None:
+        while (chunk := self._chunks.get()) is not None:
+            self._write(*chunk)
+
+    def _write(self, chunk: bytearray, records: int) -> None:
+        if self._stuck:
+            return
+        try:
+            self._files.write(chunk, records)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._stuck = True
             self._fail(str(error))
-        self._written += len(batch)
+        self._written += len(chunk)
 
     def _fail(self, reason: str) -> None:
-        self._failed = True
-        self._on_failure(reason)
+        """Take nothing more; what was taken before is still written."""
+        if not self._failed:
+            self._failed = True
+            self._on_failure(reason)
 
 
 def recording(step: Step, log: DecisionLog) -> Step:
@@ -162,6 +188,8 @@ class _Files:
         self._header = header
         names = [path, *(_with_number(path, number) for number in range(1, files))]
         for name in names:
+            if name.exists() and not name.is_file():
+                raise OSError(f"the decision log needs a file: {name} is something else")
             if name.exists() and name.stat().st_size:
                 _take_over(name)
         if path.exists():
@@ -171,7 +199,7 @@ class _Files:
         self._size = 0
         self._open()
 
-    def write(self, lines: bytes, records: int) -> None:
+    def write(self, lines: bytearray, records: int) -> None:
         """Write whole lines, one a record."""
         if self._size + len(lines) <= self._max_bytes:
             self._put(lines, records)
@@ -182,9 +210,10 @@ class _Files:
             self._put(line, 1)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take was told when it was written
+            self._file.close()
 
-    def _put(self, lines: bytes, records: int) -> None:
+    def _put(self, lines: bytearray, records: int) -> None:
         self._file.write(lines)
         self._file.flush()
         self._size += len(lines)

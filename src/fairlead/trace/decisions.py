@@ -21,7 +21,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from math import inf
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
@@ -167,6 +167,10 @@ _PACKED: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     ev.CacheStored: _of_cache,
     ev.CacheEvicted: _of_cache,
 }
+_KINDS: dict[type, tuple[str, Callable[[Any], tuple[Any, ...]] | None]] = {
+    kind: (kind.__name__, _PACKED.get(kind)) for kind in get_args(ev.Event)
+}
+"""Name of each kind of event, and what packs its keys."""
 
 
 def encode(records: Sequence[Record]) -> bytes:
@@ -176,13 +180,12 @@ def encode(records: Sequence[Record]) -> bytes:
     """
     lines: list[tuple[Any, ...]] = []
     for event, outcome in records:
-        kind = type(event)
-        packed = _PACKED.get(kind)
-        fields: Any = event if packed is None else packed(event)
+        name, pack = _KINDS[type(event)]
+        fields: Any = event if pack is None else pack(event)
         if outcome:
-            lines.append((kind.__name__, fields, _of_outcome(outcome)))
+            lines.append((name, fields, _of_outcome(outcome)))
         else:
-            lines.append((kind.__name__, fields))
+            lines.append((name, fields))
     return _encoder.encode_lines(lines)
 
 
@@ -288,14 +291,8 @@ _EVENTS: dict[str, Callable[[msgspec.Raw], ev.Event]] = {
     "Arrived": _decoder(_Arrived, _arrived),
     "CacheStored": _decoder(_CacheStored, _cache_stored),
     "CacheEvicted": _decoder(_CacheEvicted, _cache_evicted),
-    **{
-        kind.__name__: _decoder(kind)
-        for kind in (
-            ev.FirstToken, ev.Progressed, ev.Finished, ev.Failed, ev.Cancelled, ev.WorkerUp, ev.WorkerDown,
-            ev.WorkerGone, ev.WorkerChanged, ev.CacheCleared, ev.Tick,
-        )
-    },
-}  # fmt: skip
+    **{kind.__name__: _decoder(kind) for kind in _KINDS if kind not in _PACKED},
+}
 _COMMANDS: dict[str, type[Reject] | type[Fail] | type[Cancel]] = {
     kind.__name__: kind for kind in (Reject, Fail, Cancel)
 }
