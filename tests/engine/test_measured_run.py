@@ -8,15 +8,14 @@ The data is not copied here: FAIRLEAD_DATA names a directory that holds it under
 
 import csv
 import gzip
-import json
 import os
 from pathlib import Path
 from statistics import mean, median
-from typing import NamedTuple
 
 import pytest
 
 from fairlead.core.model import Request
+from fairlead.engine.measured import compare, read_run, replay
 from fairlead.engine.model import Engine
 from fairlead.engine.profiles import PROFILES
 
@@ -32,57 +31,16 @@ def needs(*paths: Path) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not present, reason="set FAIRLEAD_DATA to a directory with measured runs")
 
 
-class Times(NamedTuple):
-    ttft_s: float
-    tpot_s: float
-
-
-def measured(requests: list[dict[str, float]]) -> list[Times]:
-    return [
-        Times(
-            r["first_token_ts"] - r["queued_ts"],
-            (r["last_token_ts"] - r["first_token_ts"]) / (r["output_toks"] - 1),
-        )
-        for r in requests
-    ]
-
-
-def modelled(requests: list[dict[str, float]], keys: list[list[int]]) -> list[Times]:
-    """Run the same requests at the same times through the model."""
-    engine = Engine(PROFILES["llama-3.1-8b-rtx-pro-6000"], max_num_seqs=128)
-    arrivals = [round((r["arrival_time"] - requests[0]["arrival_time"]) * 1e6) for r in requests]
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    now = following = 0
-    while len(last) < len(requests):
-        while following < len(requests) and arrivals[following] <= now:
-            prompt, output = int(requests[following]["input_toks"]), int(requests[following]["output_toks"])
-            engine.submit(Request(following, "", prompt, keys[following][: prompt // 16]), output, now)
-            following += 1
-        result = engine.step(now)
-        if result is None:
-            now = arrivals[following]
-            continue
-        now += result.duration_us
-        first.update(dict.fromkeys(result.first, now))
-        last.update(dict.fromkeys(result.finished, now))
-    return [
-        Times((first[i] - arrivals[i]) / 1e6, (last[i] - first[i]) / 1e6 / (r["output_toks"] - 1))
-        for i, r in enumerate(requests)
-    ]
-
-
 @needs(MEASURED, BLOCKS)
 def test_times_are_those_of_the_real_engine() -> None:
-    """Mean TTFT within 5% and mean TPOT within 2%, though the run is close to saturation."""
-    requests = [json.loads(line) for line in MEASURED.read_text().splitlines()]
-    with gzip.open(BLOCKS, "rt") as lines:
-        keys = [json.loads(line)["hash_ids"] for line in lines]
-    real, model = measured(requests), modelled(requests, keys)
-    ttft = mean(t.ttft_s for t in model) / mean(t.ttft_s for t in real) - 1
-    tpot = mean(t.tpot_s for t in model) / mean(t.tpot_s for t in real) - 1
-    assert abs(ttft) < 0.05, f"mean TTFT is off by {ttft:+.1%}"
-    assert abs(tpot) < 0.02, f"mean TPOT is off by {tpot:+.1%}"
+    """Mean TTFT within 4% and mean TPOT within 1.5%, though the run is close to saturation."""
+    run = read_run(MEASURED.parent, BLOCKS)
+    assert run.limits == {"max_num_seqs": 128, "max_num_batched_tokens": 2048}
+    found = compare(run, replay(run, PROFILES["llama-3.1-8b-rtx-pro-6000"]))
+    ttft, tpot = found["ttft_s"]["mean"]["error"], found["tpot_s"]["mean"]["error"]
+    assert abs(ttft) < 0.04, f"mean TTFT is off by {ttft:+.1%}"
+    assert abs(tpot) < 0.015, f"mean TPOT is off by {tpot:+.1%}"
+    assert abs(found["end_s"]["error"]) < 0.015
 
 
 def closed_loop_tpot_s(prompt: int, output: int, concurrency: int) -> float:

@@ -28,9 +28,9 @@ def test_prefill_step_computes_tokens_and_pairs() -> None:
 
 
 def test_mixed_step_pays_for_the_mix() -> None:
-    """The step also prefills, so each context token costs 50 ns more: a + b·1,010 exceeds W."""
+    """The step also prefills, so each context token costs 50 ns more: a + b·1,010 exceeds W + t_seq·10."""
     work = Work(10, 10_000, 1_000, 1_000 * 1_000)
-    assert ROUND.step_us(work) == 5_000 + 40 * 1_010 + 1_500 + 1_000 + 200 + 1_700
+    assert ROUND.step_us(work) == 5_000 + 40 * 1_010 + 1_500 + 1_000 + 1_700
 
 
 def test_weights_hide_a_small_chunk() -> None:

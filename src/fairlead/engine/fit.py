@@ -1,7 +1,7 @@
 """Fit the step-time formula to measured steps, and say how far off it is.
 
-The formula is the larger of two linear forms: the floor (W, when reading the weights takes longest) and the
-slope (a + b·n), each with the terms for context, pairs and sequences. Which of the two a step belongs to
+The formula is the larger of two linear forms: the floor (W + t_seq·s, when reading the weights takes longest)
+and the slope (a + b·n), each with the terms for context and pairs. Which of the two a step belongs to
 follows from the coefficients, so assigning steps and solving for coefficients alternate until they agree
 (A. Magnani, S. Boyd, Convex piecewise-linear fitting, 2009), from several starts; the best is kept. Each
 solution is a least square of the relative error with no coefficient below zero (C. Lawson, R. Hanson,
@@ -69,7 +69,7 @@ class Fit:
     errors: dict[str, Errors]
     """By kind of step; kinds without steps are left out."""
     kink: float
-    """Tokens in a step from which arithmetic takes longer than reading the weights; 0 if always."""
+    """Prefill tokens in a step from which arithmetic outlasts reading the weights; 0 if always."""
     notes: tuple[str, ...]
     """What the data did not determine, and what was put in its place."""
 
@@ -136,7 +136,7 @@ def _fill(values: dict[str, float], counts: Counter[str]) -> tuple[str, ...]:
     if not counts["mixed"]:
         values["mixed_context_ns"] = MIXED_RATIO * values["decode_context_ns"]
         notes.append(f"no mixed steps: k_mix is assumed to be {MIXED_RATIO} k_d")
-    if values["weights_us"] <= values["base_us"]:
+    if values["weights_us"] <= values["base_us"] and values["sequence_us"] <= values["token_us"]:
         values["weights_us"] = values["base_us"]
         notes.append("no floor seen: even the smallest steps grow with their tokens, so W = a")
     zero = [name for name in COEFFICIENTS if not values[name]]
@@ -151,8 +151,10 @@ _Row = tuple[float, ...]
 def _sides(work: Work) -> tuple[_Row, _Row]:
     """Return the columns of a step, in the order of ``COEFFICIENTS``: as floor, and as slope."""
     context = work.decode_context / 1000
-    shared = (context, work.prefill_area / 2000, work.decode_seqs, context if work.prefill_tokens else 0)
-    return (1, 0, 0, *shared), (0, 1, work.decode_seqs + work.prefill_tokens, *shared)
+    mixed = context if work.prefill_tokens else 0
+    pairs = work.prefill_area / 2000
+    tokens = work.decode_seqs + work.prefill_tokens
+    return (1, 0, 0, context, pairs, work.decode_seqs, mixed), (0, 1, tokens, context, pairs, 0, mixed)
 
 
 class _Problem:

@@ -204,7 +204,10 @@ class KernelTables:
     def _interpolate(self, *point: int) -> float | None:
         """Return the attention of one layer, linear between the corners around it; None outside."""
         total = 0.0
-        for corner in product(*(_around(axis, value) for axis, value in zip(self._axes, point, strict=True))):
+        around = [_around(axis, value) for axis, value in zip(self._axes, point, strict=True)]
+        if not all(around):
+            return None
+        for corner in product(*around):
             weight = math.prod(share for _, share in corner)
             us = self._attention.get(tuple(value for value, _ in corner))
             if us is None:
@@ -263,11 +266,16 @@ def _doubling(values: set[int]) -> list[int]:
 
 
 def _around(axis: Sequence[int], value: int) -> list[tuple[int, float]]:
-    """Return the neighbours of ``value`` on ``axis`` and their shares; 0 stands for itself alone."""
+    """Return the neighbours of ``value`` on ``axis`` and their shares.
+
+    0 stands for itself alone, as does the least of the others for what is below it; [] if ``value`` is
+    beyond the last.
+    """
     if not value:
         return [(0, 1.0)]
-    first = 1 if axis[0] == 0 and len(axis) > 1 else 0
-    value = min(max(value, axis[first]), axis[-1])
+    value = max(value, next((x for x in axis if x), 0))
+    if value > axis[-1]:
+        return []
     i = bisect_left(axis, value)
     if axis[i] == value:
         return [(value, 1.0)]

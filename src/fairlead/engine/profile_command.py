@@ -217,7 +217,7 @@ def _fit_text(report: dict[str, Any]) -> str:
     lines = [f"{report['profile']}: {report['model']} on {report['gpu']}", report["provenance"], ""]
     lines += [f"  {name:18} {value:>10g}" for name, value in report["steps"].items()]
     lines.append(
-        f"  arithmetic outlasts reading the weights from {report['kink_tokens']:g} tokens in a step on"
+        f"  arithmetic outlasts reading the weights from {report['kink_tokens']:g} prefill tokens on"
     )
     lines += [f"  note: {note}" for note in report["notes"]]
     lines += ["", f"  {'error over':24} {'steps':>7} {'median':>7} {'p90':>7} {'worst':>7} {'mean':>7}"]

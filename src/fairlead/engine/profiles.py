@@ -3,9 +3,8 @@
 Where figures come from, and how far to trust them, is part of each profile. Kinds of evidence:
 
 - *kernel tables*: vLLM 0.19 kernels timed by LLMServingSim's profiler (bf16, dense layers by tokens,
-  mixed-batch attention, per-sequence output head). W, t_seq and k_d are least squares of the relative
-  error over decode-only batches (1 to 256 sequences, contexts of 64 to 8,192 tokens within the pool), then
-  a, b, k_p and k_mix over batches with a prefill chunk of 128 to 2,048 tokens.
+  mixed-batch attention, per-sequence output head, batches of unequal contexts). The coefficients are what
+  ``fairlead profile fit`` makes of them; docs/engine.md has their errors.
 - *op tables*: GEMMs and attention timed one by one (LLMServingSim v0, Vidur, aiconfigurator), summed
   over layers by us. They hold no mixed batches.
 
@@ -23,7 +22,7 @@ from fairlead.core.params import nearest
 from fairlead.engine.steptime import StepTime
 
 CPU_US = 1_000
-MIXED_RATIO = 0.66
+MIXED_RATIO = 0.92
 """k_mix / k_d of the kernel tables' Llama-3.1-8B; assumed where no mixed batch was measured."""
 
 
@@ -56,61 +55,62 @@ _ALL = (
         model=_LLAMA_8B,
         gpu="RTX PRO 6000 Blackwell 96 GB",
         steps=StepTime(
-            weights_us=10_413,
-            base_us=7_588,
-            token_us=32.5,
-            decode_context_ns=89.8,
-            prefill_pair_ns=2.42,
-            sequence_us=18.5,
-            mixed_context_ns=59.1,
+            weights_us=10_622,
+            base_us=7_111,
+            token_us=33.5,
+            decode_context_ns=93.4,
+            prefill_pair_ns=2.82,
+            sequence_us=21.7,
+            mixed_context_ns=86.1,
             head_us=739,
             cpu_us=CPU_US,
         ),
         kv_tokens=568_000,
         kv_bytes_per_token=131_072,
         max_model_len=131_072,
-        provenance="Kernel tables (median error 1% on decode, 4% on mixed batches).",
-        compared="A vLLM 0.19 run of 300 ShareGPT requests near saturation: mean TTFT -3.0%, TPOT -0.4%.",
+        provenance="Kernel tables (median error 1.3% on decode, 4.4% on mixed batches).",
+        compared="A vLLM 0.19 run of 300 ShareGPT requests near saturation: mean TTFT -2.4%, TPOT +0.2%.",
     ),
     Profile(
         name="llama-3.1-8b-rtx-4090",
         model=_LLAMA_8B,
         gpu="RTX 4090 24 GB",
         steps=StepTime(
-            weights_us=15_766,
-            base_us=8_091,
-            token_us=83.1,
-            decode_context_ns=157.1,
-            prefill_pair_ns=4.80,
-            sequence_us=39.2,
-            mixed_context_ns=162.4,
+            weights_us=16_550,
+            base_us=6_933,
+            token_us=86.5,
+            decode_context_ns=160.3,
+            prefill_pair_ns=5.62,
+            sequence_us=32.6,
+            mixed_context_ns=215.3,
             head_us=1_122,
             cpu_us=CPU_US,
         ),
         kv_tokens=42_000,
         kv_bytes_per_token=131_072,
         max_model_len=32_768,
-        provenance="Kernel tables (median error 1% on decode, 5% on mixed batches).",
+        provenance="Kernel tables (median error 1.9% on decode, 3.3% on mixed batches).",
     ),
     Profile(
         name="qwen3-32b-rtx-pro-6000",
         model="Qwen/Qwen3-32B",
         gpu="RTX PRO 6000 Blackwell 96 GB",
         steps=StepTime(
-            weights_us=44_544,
-            base_us=33_327,
-            token_us=146.2,
-            decode_context_ns=197.6,
-            prefill_pair_ns=8.61,
-            sequence_us=77.2,
-            mixed_context_ns=320.3,
+            weights_us=45_607,
+            base_us=34_646,
+            token_us=146.1,
+            decode_context_ns=188.3,
+            prefill_pair_ns=9.79,
+            sequence_us=80.0,
+            mixed_context_ns=415.4,
             head_us=1_087,
             cpu_us=CPU_US,
         ),
         kv_tokens=96_000,
         kv_bytes_per_token=262_144,
         max_model_len=40_960,
-        provenance="Kernel tables (median error 1% on decode, 3% on mixed batches).",
+        provenance="Kernel tables (median error 0.8% on decode, 3.9% on mixed batches); what unequal contexts"
+        " cost is the Llama-3.1-8B's on the same GPU.",
     ),
     Profile(
         name="llama-3.1-8b-h100",

@@ -1,11 +1,13 @@
 """How long one step of an engine takes: the work in it, and the formula.
 
-    T = max(W, a + b·n) + k_d·Σ ctx + k_p·Σ c·(p + c/2) + t_seq·s + [k_mix·Σ ctx if the step also
+    T = max(W + t_seq·s, a + b·n) + k_d·Σ ctx + k_p·Σ c·(p + c/2) + [k_mix·Σ ctx if the step also
         prefills] + t_head + t_cpu
 
 n: tokens computed in the step, decoded and prefilled. s: sequences that decode. ctx: a decoding
 sequence's tokens in KV before the step. c: a prefill chunk, p: that request's tokens in KV before
-it. W is the time to read the weights once, which hides the arithmetic of small batches.
+it. W is the time to read the weights once, which hides the arithmetic of small batches; t_seq is what a
+decoding sequence adds to it (arithmetic that does not quite hide, its part of attention whatever its length).
+Once a step is so large that arithmetic decides, b covers its token.
 
 While only decoding happens the batch stays and its context grows by s a step, so the time of k steps is
 a quadratic in k: many steps are taken at once in closed form. To make that exact, time is counted
@@ -45,7 +47,7 @@ class StepTime:
     prefill_pair_ns: float
     """k_p"""
     sequence_us: float
-    """t_seq"""
+    """t_seq: on top of W."""
     mixed_context_ns: float
     """k_mix"""
     head_us: float
@@ -72,10 +74,10 @@ class StepTime:
         """Return the duration of one step in picoseconds; the arguments are those of ``Work``."""
         weights, base, token, decode, mixed, pair, sequence, rest = self._ps
         ps = base + token * (seqs + tokens)
-        ps = max(ps, weights)
+        ps = max(ps, weights + sequence * seqs)
         if tokens:
             decode += mixed
-        return ps + decode * context + pair * area + sequence * seqs + rest
+        return ps + decode * context + pair * area + rest
 
     def decode_ps(self, seqs: int, context: int, steps: int) -> int:
         """Return the duration of so many steps that only decode, ``context`` being that of the first."""
