@@ -25,6 +25,9 @@ COMMANDS = {
         "fairlead.simulate.verify_command", "replay a decision log: does it lead to the same decisions?"
     ),
     "profile": _Command("fairlead.engine.profile_command", "engine profiles: list, show, fit, check"),
+    "simulate": _Command(
+        "fairlead.simulate.command", "what a policy would do to a workload, in virtual time"
+    ),
     "policies": _Command("fairlead.policies", "every ordering and routing policy, its source and parameters"),
 }
 

@@ -9,7 +9,7 @@ from fairlead.core.dispatcher import Settings as DispatcherSettings
 from fairlead.core.model import ClientId, Costs
 from fairlead.core.ordering import ORDERINGS, make_ordering
 from fairlead.core.ordering.base import Ordering, OrderingContext
-from fairlead.core.registry import parse_spec
+from fairlead.core.registry import Registry, parse_spec
 from fairlead.core.routing import POLICIES, make_routing
 from fairlead.core.routing.base import RoutingContext
 from fairlead.engine.profiles import DEFAULT_PROFILE, Profile, profile_named
@@ -117,7 +117,8 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Return every option, JSON-ready, with the policies' parameters spelled out."""
         found = asdict(self)
-        for key, registry in (("policy", POLICIES), ("order", ORDERINGS)):
+        kinds: tuple[tuple[str, Registry[Any]], ...] = (("policy", POLICIES), ("order", ORDERINGS))
+        for key, registry in kinds:
             name, given = parse_spec(getattr(self, key))
             found[f"{key}_params"] = dict(registry.resolve(name, given))
         found["costs"] = self.costs._asdict()

@@ -88,6 +88,8 @@ class World:
         """(time and class, order within, count, what to call, with what)"""
         self._count = 0
         self._engines: list[EngineRun | None] = []
+        self.max_num_seqs = self.kv_tokens = 0
+        """Limits of each engine; known once they run."""
         self._wakes: list[int] = []
         """The time of each engine's current wake; others in the heap are out of date."""
         self._flights: dict[int, _Flight] = {}
@@ -153,6 +155,11 @@ class World:
     def _at(self, at: int, handler: Callable[[int, Any], None], argument: object) -> None:
         self._count += 1
         heappush(self._heap, (at << 1, self._count, 0, handler, argument))
+
+    @property
+    def unserved(self) -> int:
+        """Turns that never came, since one that they followed had no answer."""
+        return self._abandoned
 
     @property
     def _over(self) -> bool:
@@ -418,10 +425,10 @@ class World:
             max_model_len=settings.max_model_len or None,
             list_tokens=False,
         )
+        self.max_num_seqs, self.kv_tokens = engine.max_num_seqs, engine.pool.blocks * engine.block_tokens
         report = settings.report_tokens
         self._engines[slot] = EngineRun(engine, coast=settings.coast, report_steps=report)
-        kv_tokens = engine.pool.blocks * engine.block_tokens
-        limits = Limits(engine.max_num_seqs, kv_tokens, NEVER_US)
+        limits = Limits(engine.max_num_seqs, self.kv_tokens, NEVER_US)
         event = ev.WorkerUp(now, str(slot), limits, settings.exact_cache)
         self._obey(now, self.dispatcher.step(event))
 

@@ -1,0 +1,116 @@
+"""Command-line flags of the simulated fleet, shared by the commands that simulate."""
+
+import argparse
+from typing import Any
+
+from fairlead.core.ordering import ORDERINGS
+from fairlead.core.registry import Registry, parse_spec
+from fairlead.core.routing import POLICIES
+from fairlead.engine.profiles import PROFILES
+from fairlead.simulate.settings import ENGINE, GATEWAY, Fault, Settings
+
+GENERATOR_LOAD = 0.7
+"""What a generator's arrivals are scaled to if nothing is said: its own rate knows nothing of the fleet."""
+
+
+def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that make ``Settings``, but for the policies and the seed."""
+    default = Settings()
+    group = parser.add_argument_group("fleet")
+    add = group.add_argument
+    shown = " (default: %(default)s)"
+    add("--workers", type=int, default=default.workers, help="engines" + shown)
+    add(
+        "--engine",
+        default=default.engine,
+        metavar="PROFILE",
+        help=f"model and GPU: {', '.join(PROFILES)}, or a file of `fairlead profile fit`" + shown,
+    )
+    add("--kv-tokens", type=int, default=0, help="KV pool of each engine (default: the profile's)")
+    add("--max-num-seqs", type=int, default=0, help="requests in a batch (default: the profile's)")
+    add("--max-num-batched-tokens", type=int, default=0, help="tokens in a step (default: the profile's)")
+    add("--max-model-len", type=int, default=0, help="context length (default: the profile's)")
+    add(
+        "--topology",
+        choices=(GATEWAY, ENGINE),
+        default=default.topology,
+        help="who holds the queue: the gateway, which releases by credit, or each engine its own" + shown,
+    )
+    add("--hop-ms", type=float, default=default.hop_us / 1e3, help="from gateway to engine, and back" + shown)
+    add("--exact-cache", action="store_true", help="the gateway follows the engines' KV-cache events")
+    group = parser.add_argument_group("trouble")
+    add = group.add_argument
+    add("--stale", type=float, default=0.0, metavar="S", help="the gateway hears of engines so much later")
+    add(
+        "--queue-timeout", type=float, default=0.0, metavar="S", help="longest wait in a queue (default: any)"
+    )
+    add("--max-queued", type=int, default=0, help="most requests that wait (default: any number)")
+    add("--client-timeout", type=float, default=0.0, metavar="S", help="clients hang up after so long")
+    add("--cancel-share", type=float, default=0.0, help="share of requests whose client hangs up early")
+    add(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="WORKER,AT[,FOR]",
+        help="worker (from 0) dies AT seconds and returns FOR seconds later, with an empty cache",
+    )
+    group = parser.add_argument_group("simulation")
+    add = group.add_argument
+    add("--until", type=float, default=0.0, metavar="S", help="stop then (default: when all is done)")
+    add("--interval", type=float, default=default.interval_us / 1e6, metavar="S", help="of series" + shown)
+    add("--step-by-step", action="store_true", help="no closed form: the same results, slower")
+
+
+def settings_from(args: argparse.Namespace, **more: Any) -> Settings:
+    """Return the ``Settings`` that the flags name, with ``more`` on top. Raises ValueError naming a flag."""
+    settings = Settings(
+        workers=args.workers,
+        engine=args.engine,
+        kv_tokens=_at_least_0(args, "kv_tokens"),
+        max_num_seqs=_at_least_0(args, "max_num_seqs"),
+        max_num_batched_tokens=_at_least_0(args, "max_num_batched_tokens"),
+        max_model_len=_at_least_0(args, "max_model_len"),
+        topology=args.topology,
+        hop_us=max(1, round(_at_least_0(args, "hop_ms") * 1e3)),
+        exact_cache=args.exact_cache,
+        stale_us=_us(args, "stale"),
+        queue_timeout_us=_us(args, "queue_timeout"),
+        max_queued=_at_least_0(args, "max_queued") or Settings().max_queued,
+        client_timeout_us=_us(args, "client_timeout"),
+        cancel_share=args.cancel_share,
+        faults=tuple(map(parse_fault, args.fault)),
+        until_us=_us(args, "until"),
+        interval_us=_us(args, "interval"),
+        coast=not args.step_by_step,
+        **more,
+    )
+    settings.check()
+    settings.profile()
+    kinds: tuple[tuple[str, Registry[Any]], ...] = ((settings.policy, POLICIES), (settings.order, ORDERINGS))
+    for spec, registry in kinds:
+        registry.resolve(*parse_spec(spec))
+    return settings
+
+
+def parse_fault(told: str) -> Fault:
+    """Read ``WORKER,AT[,FOR]``, the times in seconds."""
+    parts = told.split(",")
+    try:
+        worker, at = int(parts[0]), float(parts[1])
+        length = float(parts[2]) if len(parts) == 3 else 0.0
+        if len(parts) > 3 or at < 0 or length < 0:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise ValueError(f"--fault '{told}': write WORKER,AT or WORKER,AT,FOR, such as 2,60,30") from None
+    return Fault(worker, int(at * 1e6), int(length * 1e6))
+
+
+def _at_least_0(args: argparse.Namespace, name: str) -> Any:
+    value = getattr(args, name)
+    if value < 0:
+        raise ValueError(f"--{name.replace('_', '-')} cannot be negative")
+    return value
+
+
+def _us(args: argparse.Namespace, name: str) -> int:
+    return int(_at_least_0(args, name) * 1e6)

@@ -1,0 +1,134 @@
+"""How much of a workload a fleet can serve: what ``--load`` is a share of.
+
+The maximum is the highest rate of arrivals that reference policies (``lmetric`` over ``fcfs``) keep up
+with: when everything has arrived, it is served within 5% of the time that the arrivals took, beyond
+what the last requests take when nothing else runs. Found by bisection over the spacing of arrivals,
+on the first part of long workloads, and kept on disk by content.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fairlead import __version__
+from fairlead.simulate.settings import GATEWAY, Settings
+from fairlead.simulate.world import World
+from fairlead.trace.model import Trace
+from fairlead.trace.transform import gamma_arrivals, limit, stretch
+
+REFERENCE = ("lmetric", "fcfs")
+SLACK = 0.05
+"""Share of the time of arrivals by which the end may come later."""
+PRECISION = 0.03
+LONGEST = 6_000
+"""Requests that are looked at; a workload's first ones."""
+REVISION = 1
+"""Raised when the simulator gives other results for the same input: what was kept is measured again."""
+
+
+class Capacity(NamedTuple):
+    """The measured maximum."""
+
+    requests_per_s: float
+    requests: int
+    """How many it was measured on."""
+
+
+def cache_folder() -> Path:
+    """Return where results of the past are kept; ``FAIRLEAD_CACHE`` overrides the usual place."""
+    base = os.environ.get("FAIRLEAD_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fairlead"
+
+
+def measure(
+    trace: Trace, settings: Settings, *, keep: bool = True, progress: Callable[[str], None] | None = None
+) -> Capacity:
+    """Return the most requests a second that a fleet like ``settings``'s keeps up with.
+
+    Policies, seeds and faults of ``settings`` do not matter; engines and their number do.
+    """
+    reference = _reference(settings)
+    path = cache_folder() / "capacity" / f"{_key(trace, reference)}.json"
+    if keep and path.is_file():
+        found = json.loads(path.read_text())
+        return Capacity(found["requests_per_s"], found["requests"])
+    part = spaced(limit(trace, LONGEST))
+    rate = _search(part, reference, progress or (lambda _: None))
+    found = Capacity(rate, part.requests)
+    if keep:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.part")
+        temporary.write_text(json.dumps(found._asdict()))
+        temporary.replace(path)
+    return found
+
+
+def at_load(trace: Trace, capacity: Capacity, load: float) -> Trace:
+    """Return the trace with arrivals spaced so that ``load`` of the maximum arrives."""
+    trace = spaced(trace)
+    return stretch(trace, rate_of(trace) / (load * capacity.requests_per_s))
+
+
+def spaced(trace: Trace) -> Trace:
+    """Return a trace whose sessions do not all start at once, so that their spacing can be scaled."""
+    return trace if trace.duration_us else gamma_arrivals(trace, 1.0)
+
+
+def rate_of(trace: Trace) -> float:
+    """Return requests a second while sessions start."""
+    return trace.requests / (trace.duration_us / 1e6)
+
+
+def _reference(settings: Settings) -> Settings:
+    policy, order = REFERENCE
+    kept = {
+        name: getattr(settings, name)
+        for name in (
+            "workers", "engine", "kv_tokens", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
+            "prefill_backlog_us", "hop_us", "costs",
+        )
+    }  # fmt: skip
+    return Settings(policy=policy, order=order, topology=GATEWAY, interval_us=60_000_000, **kept)
+
+
+def _key(trace: Trace, reference: Settings) -> str:
+    told = f"{REVISION} {__version__} {trace.identity} {reference}"
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def _search(trace: Trace, settings: Settings, say: Callable[[str], None]) -> float:
+    own_rate, own_span = rate_of(trace), trace.duration_us
+
+    def late(rate: float) -> float:
+        """Return how much later than the last arrival the end comes, in microseconds."""
+        factor = own_rate / rate
+        return World(stretch(trace, factor), settings).run().duration_us - factor * own_span
+
+    # Everything at once gives a first guess; next to nothing at once, what the last requests take.
+    guess = trace.requests * 1e6 / late(1e4 * own_rate)
+    tail = late(guess / 10)
+
+    def keeps_up(rate: float) -> bool:
+        kept = late(rate) - tail <= SLACK * own_span * own_rate / rate
+        say(f"{rate:.4g} requests/s: {'served as they come' if kept else 'too many'}")
+        return kept
+
+    low = high = guess
+    if keeps_up(guess):
+        while keeps_up(high := high * 1.4):
+            low = high
+    else:
+        while not keeps_up(low := low / 1.4):
+            high = low
+    while high / low > 1 + PRECISION:
+        middle = (low * high) ** 0.5
+        if keeps_up(middle):
+            low = middle
+        else:
+            high = middle
+    return low
