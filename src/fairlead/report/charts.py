@@ -129,14 +129,15 @@ def service(result: Result, name: str, top: float) -> str:
         axis([0.0, top], "service so far over weight, units", short),
         right=room_for([clients[i]["name"] for i in drawn], 100),
     )
-    bound = result["fairness"]["bound"]
+    queued, bound = result["series"]["queued"], result["fairness"]["bound"]
     if bound:
         most = [(t, max(line[k][1] for line in lines)) for k, t in enumerate(times)]
         plot.band([(t, max(0.0, v - bound)) for t, v in most], most)
     for i in reversed(drawn):
         kind = "bad" if clients[i]["misbehaving"] else "client"
         plot.line(lines[i], kind, label=clients[i]["name"])
-        plot.strong(lines[i], [count > 0 for count in result["series"]["queued"][i]], kind)
+        if queued:
+            plot.strong(lines[i], [count > 0 for count in queued[i]], kind)
     return plot.svg()
 
 
@@ -229,8 +230,8 @@ def most_service(results: Sequence[Result]) -> float:
         (
             column[-1] / client["weight"]
             for result in results
+            if result["series"]["service"]  # a live run may have no samples
             for client, column in zip(result["clients"], result["series"]["service"], strict=True)
-            if column
         ),
         default=1.0,
     )

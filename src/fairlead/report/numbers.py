@@ -68,6 +68,7 @@ def _parts(difference: Difference) -> tuple[str, str]:
         low, high = difference.low or 0.0, difference.high or 0.0
         if difference.as_ratio:  # something was 0
             return f"{difference.mean:+,.0f}", f"{low:+,.0f} to {high:+,.0f}"
+        low, high = max(-1.0, low), min(1.0, high)  # a share cannot change by more
         return f"{_signed(difference.mean)} points", f"{_signed(low)} to {_signed(high)}"
     low, high = difference.ratio_low or 1.0, difference.ratio_high or 1.0
     if max(difference.ratio, low, high) >= FACTOR:

@@ -178,7 +178,7 @@ def _confidence(best: Group, groups: list[Group]) -> str:
 
 def _with_load(study: Study, headline: str) -> str:
     if len(study.loads) < 2:
-        return headline
+        return headline[0].upper() + headline[1:]
     rest = headline.removeprefix("No difference")
     words = headline if rest == headline else f"no difference{rest}"
     return f"At {percent(study.main_load)} load: {words}"
