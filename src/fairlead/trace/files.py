@@ -5,8 +5,8 @@ The kind is found by content, never by the name's ending. Everything is streamed
 
 import gzip
 import hashlib
-import io
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from fairlead.trace.model import TraceError
+from fairlead.trace.zstd import zstd_reader
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_WINDOW = 1 << 27
-"""Largest zstd window that is accepted: what ``zstd --long=27`` writes."""
 _HEAD = 1 << 16
+_CHUNK = 1 << 20
 _NAMES = 64
 
 
@@ -64,29 +64,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             if magic.startswith(_GZIP):
                 stream: BinaryIO = cast("BinaryIO", stack.enter_context(gzip.open(raw)))
             elif magic == _ZSTD:
-                stream = stack.enter_context(_zstd(raw, path))
+                stream = zstd_reader(raw, path)
             else:
                 stream = raw
             yield stream
-        except (OSError, EOFError, tarfile.TarError) as error:
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise TraceError(f"{path}: cannot be read: {error}; is the file complete?") from None
-
-
-@contextmanager
-def _zstd(raw: BinaryIO, path: Path) -> Iterator[BinaryIO]:
-    try:
-        # An extra, so imported only for files that need it.
-        import zstandard  # noqa: PLC0415
-    except ImportError:
-        raise TraceError(
-            f"{path} is compressed with zstd, which needs the package 'zstandard': "
-            "pip install 'fairlead[traces]', or decompress it first (zstd -d --long=27)"
-        ) from None
-    reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(raw, read_across_frames=True)
-    try:
-        yield cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", reader), 1 << 20))
-    except zstandard.ZstdError as error:
-        raise TraceError(f"{path}: damaged zstd data: {error}; is the file complete?") from None
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -153,7 +136,7 @@ def content_hash(path: Path) -> str:
         if path.is_dir():
             state.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
+            while chunk := stream.read(_CHUNK):
                 state.update(chunk)
     return state.hexdigest()
 

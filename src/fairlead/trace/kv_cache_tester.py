@@ -87,7 +87,7 @@ def cut_spans(spans: list[Span], start: int, stop: int) -> list[Span]:
     found = []
     for first, last in spans:
         size = last - first
-        if start < size and stop > 0:
+        if max(0, start) < min(size, stop):
             found.append((first + max(0, start), first + min(size, stop)))
         start -= size
         stop -= size

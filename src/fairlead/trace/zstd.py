@@ -1,0 +1,82 @@
+"""Reads zstd files with the optional package ``zstandard``."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from fairlead.trace.model import TraceError
+
+_WINDOW = 1 << 27
+"""Largest zstd window that is accepted: what ``zstd --long=27`` writes."""
+_PIECE = 1 << 14
+"""Compressed bytes taken at a time; few, since they may become a thousand times as many."""
+
+
+def zstd_reader(raw: BinaryIO, path: Path) -> BinaryIO:
+    """Return a stream of what ``raw`` holds compressed. Reading it raises OSError if the data is damaged.
+
+    Raises ``TraceError`` if the package for it is missing.
+    """
+    try:
+        # An extra, so imported only for files that need it.
+        import zstandard  # noqa: PLC0415
+    except ImportError:
+        raise TraceError(
+            f"{path} is compressed with zstd, which needs the package 'zstandard': "
+            "pip install 'fairlead[traces]', or decompress it first (zstd -d --long=27)"
+        ) from None
+    frames = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+    return io.BufferedReader(_Frames(raw, frames.decompressobj, zstandard.ZstdError), 1 << 20)
+
+
+class _Frame(Protocol):
+    """What decompresses one zstd frame."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes) -> bytes: ...
+
+
+class _Frames(io.RawIOBase):
+    """Decompresses zstd frames; unlike the package's own reader it notices an end that comes too early."""
+
+    def __init__(self, raw: BinaryIO, begin: Callable[[], _Frame], damage: type[Exception]) -> None:
+        self._raw = raw
+        self._begin = begin
+        self._damage = damage
+        self._frame: _Frame | None = None
+        self._ready = b""
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        while self._at == len(self._ready):
+            if not self._more():
+                return 0
+        part = self._ready[self._at : self._at + len(view)]
+        view[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+    def _more(self) -> bool:
+        """Decompress the next piece; return whether there was one. Raises OSError if the data is damaged."""
+        data = b""
+        if self._frame is not None and self._frame.eof:
+            data, self._frame = self._frame.unused_data, None
+        data = data or self._raw.read(_PIECE)
+        if not data:
+            if self._frame is not None:
+                raise OSError("the compressed data ends too early")
+            return False
+        self._frame = self._frame or self._begin()
+        try:
+            self._ready, self._at = self._frame.decompress(data), 0
+        except self._damage as error:
+            raise OSError(str(error)) from None
+        return True
