@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.trace.clients import RULES
 from fairlead.trace.model import TraceError
 from fairlead.trace.reading import READERS, read_trace
 
@@ -205,3 +206,11 @@ def test_long_requests_are_left_out_and_counted(tmp_path: Path) -> None:
     assert trace.requests == 10
     assert [repair.count for repair in trace.repairs] == [10]
     assert read_trace(tmp_path / "t", max_total_tokens=5120).requests == 9
+
+
+def test_the_page_on_traces_names_every_format_and_option() -> None:
+    page = (Path(__file__).parents[2] / "docs/traces.md").read_text()
+    for name in FILES.keys() | FOLDERS.keys():
+        assert f"| `{name}` |" in page
+        assert all(f"`{param.name}`" in page for param in READERS[name].params)
+    assert all(f"| `{rule}` |" in page for rule in RULES)
