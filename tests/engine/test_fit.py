@@ -22,6 +22,7 @@ from fairlead.engine.fit import (
     nonnegative_least_squares,
 )
 from fairlead.engine.fit_tables import DRAWN_SEQS, KernelTables, Line, read_steps
+from fairlead.engine.measured import read_run, replay
 from fairlead.engine.profile_file import profile_toml
 from fairlead.engine.profiles import MIXED_RATIO, PROFILES, load_profile
 from fairlead.engine.steptime import PS_PER_US, StepTime, Work
@@ -411,8 +412,18 @@ def test_check_sets_the_model_beside_a_run(tmp_path: Path, capsys: pytest.Captur
     assert found["ttft_s"]["mean"]["modelled"] == pytest.approx(0.0076, rel=0.5)
     assert main(["profile", "check", folder, "--engine", "llama-3.1-8b-h100", "--sensitivity"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 13
     assert lines[2].split()[:3] == ["as", "it", "is"]
+
+
+def test_steps_composed_ahead_delay_who_arrives_during_one(tmp_path: Path) -> None:
+    """The second request arrives during the first's prefill: it waits for one more step, the others do not."""
+    run = read_run(run_folder(tmp_path))
+    run = replace(run, requests=[run.requests[0], run.requests[1]._replace(arrival_us=1_000), *run.requests[2:]])
+    profile = PROFILES["llama-3.1-8b-h100"]
+    at_once, ahead = (replay(run, profile, ahead=flag).times for flag in (False, True))
+    assert ahead[1].ttft_s > at_once[1].ttft_s + 0.005
+    assert [t.ttft_s for t in ahead[2:]] == [t.ttft_s for t in at_once[2:]]
 
 
 def test_check_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

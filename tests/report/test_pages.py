@@ -183,7 +183,7 @@ def test_markdown_has_verdict_and_tables(sweep: list[dict[str, Any]]) -> None:
     assert text.startswith("## by hand")
     assert "\n**At " in text
     assert "### Mean TTFT by load" in text
-    rows = [line for line in text.splitlines() if line.startswith("| marginal + dlpm |")]
+    rows = [line for line in text.splitlines() if line.startswith("| marginal + dlpm")]
     assert len(rows) == 2
 
 

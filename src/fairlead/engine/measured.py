@@ -113,10 +113,11 @@ def _limits(path: Path) -> dict[str, int]:
     return {key: given[key] for key in ("max_num_seqs", "max_num_batched_tokens") if given.get(key)}
 
 
-def replay(run: MeasuredRun, profile: Profile, **limits: int) -> Replay:
+def replay(run: MeasuredRun, profile: Profile, *, ahead: bool = False, **limits: int) -> Replay:
     """Send the run's requests to the model of the engine at the times of the run; return what they saw.
 
-    ``limits`` (kv_blocks, max_num_seqs, max_num_batched_tokens) come before the run's own.
+    ``ahead``: a step is composed while the one before it computes, as asynchronous scheduling does, so a
+    request that arrives during a step is in the one after the next. ``limits`` (kv_blocks, max_num_seqs, max_num_batched_tokens) come before the run's own.
     """
     chosen = {**run.limits, **limits}
     engine = Engine(
@@ -129,17 +130,18 @@ def replay(run: MeasuredRun, profile: Profile, **limits: int) -> Replay:
     requests = run.requests
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-    now = following = steps = 0
+    now = composed = following = steps = 0
     while len(last) < len(requests):
-        while following < len(requests) and requests[following].arrival_us <= now:
+        while following < len(requests) and requests[following].arrival_us <= composed:
             r = requests[following]
             engine.submit(Request(following, "", r.prompt_tokens, r.keys), r.output_tokens, now)
             following += 1
         result = engine.step(now)
         if result is None:
-            now = requests[following].arrival_us
+            composed = now = max(now, requests[following].arrival_us)
             continue
-        now += result.duration_us
+        start, now = now, now + result.duration_us
+        composed = start if ahead else now
         steps += 1
         first.update(dict.fromkeys(result.first, now))
         last.update(dict.fromkeys(result.finished, now))
@@ -208,11 +210,12 @@ def sensitivity(run: MeasuredRun, profile: Profile) -> list[tuple[str, dict[str,
     times["without k_mix"] = replace(steps, mixed_context_ns=0)
     times["without t_seq"] = replace(steps, sequence_us=0)
     pools = {f"KV pool x {factor}": int(pool * factor) for factor in (0.8, 1.2)}
-    variants: list[tuple[str, MeasuredRun, Profile, dict[str, int]]] = [
+    variants: list[tuple[str, MeasuredRun, Profile, dict[str, Any]]] = [
         ("as it is", run, profile, {}),
         *((name, run, replace(profile, steps=changed), {}) for name, changed in times.items()),
         *((name, run, profile, {"kv_blocks": blocks}) for name, blocks in pools.items()),
+        ("steps composed ahead", run, profile, {"ahead": True}),
         ("arrivals when queued", arriving_when_queued(run), profile, {}),
         ("no prefix cache", unknown, profile, {}),
     ]
-    return [(name, compare(a, replay(a, p, **limits))) for name, a, p, limits in variants]
+    return [(name, compare(a, replay(a, p, **options))) for name, a, p, options in variants]

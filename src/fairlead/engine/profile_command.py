@@ -250,7 +250,7 @@ def _check(args: argparse.Namespace) -> int:
         print(json.dumps({"profile": profile.name, "variants": dict(found)}, indent=2))
         return 0
     print(f"{found[0][1]['requests']} requests, {profile.name}; errors of the model")
-    columns = [(name, at) for name in ("ttft_s", "tpot_s") for at in ("mean", "p50", "p99")]
+    columns = [(name, at) for name in ("ttft_s", "tpot_s") for at in ("mean", "p10", "p50", "p99")]
     print(f"  {'':22}" + "".join(f"{name[:4].upper() + ' ' + at:>11}" for name, at in columns))
     for variant, report in found:
         cells = "".join(f"{report[name][at]['error']:+11.1%}" for name, at in columns)

@@ -69,7 +69,7 @@ _ALL = (
         kv_bytes_per_token=131_072,
         max_model_len=131_072,
         provenance="Kernel tables (median error 1.3% on decode, 4.4% on mixed batches).",
-        compared="A vLLM 0.19 run of 300 ShareGPT requests near saturation: mean TTFT -2.4%, TPOT +0.2%.",
+        compared="A vLLM 0.19 run of 300 ShareGPT requests near saturation: mean TTFT -0.3%, TPOT +1.0%.",
     ),
     Profile(
         name="llama-3.1-8b-rtx-4090",

@@ -6,10 +6,14 @@ from html import escape
 from fairlead.report.numbers import digits, duration, percent, short, short_time
 from fairlead.report.results import Result
 from fairlead.report.study import GAP, HIT_RATE, JAIN, THROUGHPUT, Measure, Study
-from fairlead.report.svg import Plot, Point, axis, dash, room_for, series
+from fairlead.report.svg import RIGHT, Plot, Point, axis, dash, room_for, series
 
-MOST_LINES = 12
-"""Clients drawn by service; the others would hide them."""
+MOST_LINES = 40
+"""Clients drawn, by service; more would be a smear."""
+LABELLED = (4, 2)
+"""Clients named in a plot: those with most and with least service, besides the misbehaving ones."""
+MOST_ENDS = 6
+"""Policies named at the ends of their lines; more of them are told apart by the key alone."""
 
 
 def distribution(study: Study, load: float, metric: str) -> str:
@@ -46,6 +50,7 @@ def load_curve(study: Study, what: str) -> str:
         return ""
     ttft = what == "ttft"
     values = [p.ttft_ms if ttft else p.goodput for p in points]
+    named = len(study.policies) <= MOST_ENDS
     title = "Mean TTFT by load" if ttft else "Goodput by load"
     plot = Plot(
         f"load-{what}-{_id(study)}",
@@ -55,12 +60,12 @@ def load_curve(study: Study, what: str) -> str:
         axis(values, "mean TTFT, logarithmic", short_time, log=True)
         if ttft
         else axis(values, "goodput, requests/s that met their SLOs", short),
-        right=room_for(study.policies),
+        right=room_for(study.policies) if named else RIGHT,
     )
     for number, policy in enumerate(study.policies):
         curve = curves[policy]
         at = {p.load: p.ttft_ms if ttft else p.goodput for p in curve}
-        plot.line(list(at.items()), series(number), dash=dash(number), label=policy)
+        plot.line(list(at.items()), series(number), dash=dash(number), label=policy if named else "")
         for point in curve:
             plot.marker(point.load, at[point.load], series(number), number, hollow=point.saturated)
         knee = study.knee(policy)
@@ -120,6 +125,8 @@ def service(result: Result, name: str, top: float) -> str:
     ]
     order = sorted(range(len(lines)), key=lambda i: -lines[i][-1][1])
     drawn = [i for k, i in enumerate(order) if k < MOST_LINES or clients[i]["misbehaving"]]
+    named = {i for k, i in enumerate(drawn) if k < LABELLED[0] or k >= len(drawn) - LABELLED[1]}
+    named |= {i for i in drawn if clients[i]["misbehaving"]}
     ends = "; ".join(f"{clients[i]['name']} {digits(lines[i][-1][1])}" for i in drawn)
     plot = Plot(
         name,
@@ -127,7 +134,7 @@ def service(result: Result, name: str, top: float) -> str:
         f"Service so far over weight. At the end: {ends}.",
         axis([0.0, times[-1] / 1.05], "seconds", short),
         axis([0.0, top], "service so far over weight, units", short),
-        right=room_for([clients[i]["name"] for i in drawn], 100),
+        right=room_for([clients[i]["name"] for i in named], 100),
     )
     queued, bound = result["series"]["queued"], result["fairness"]["bound"]
     if bound:
@@ -135,7 +142,7 @@ def service(result: Result, name: str, top: float) -> str:
         plot.band([(t, max(0.0, v - bound)) for t, v in most], most)
     for i in reversed(drawn):
         kind = "bad" if clients[i]["misbehaving"] else "client"
-        plot.line(lines[i], kind, label=clients[i]["name"])
+        plot.line(lines[i], kind, label=clients[i]["name"] if i in named else "")
         if queued:
             plot.strong(lines[i], [count > 0 for count in queued[i]], kind)
     return plot.svg()

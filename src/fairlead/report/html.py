@@ -40,7 +40,7 @@ def _study(study: Study) -> str:
         _section("Compared" if many else "Figures", _table(comparison(study, load))),
         _section("Latency", _latency(study, load), _key(study) if many else ""),
         _section("Load", _loads(study), _key(study) if many else ""),
-        _section("Fairness and throughput", _pareto(study, load)),
+        _section("Fairness and throughput", _pareto(study, load), _key(study)),
         _section("Service by client", _service(drawn, study), _service_words(drawn)),
         _section("Even shares, and cache hits", _shares(study, load)),
         _section("Workers", _workers(drawn, study)),

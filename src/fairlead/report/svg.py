@@ -156,27 +156,23 @@ class Plot:
         self.taken.append((at[0] - 6, at[1] - 6, at[0] + 6, at[1] + 6))
 
     def note(self, x: float, y: float, text: str, series: str = "note") -> None:
-        """Write text beside a point, where nothing written so far is in the way."""
-        self.beside(*self.at(x, y), text, series)
-
-    def beside(self, x: float, y: float, text: str, series: str) -> None:
-        """Write text near drawing coordinates: right, left, above or below, whichever is free first."""
+        """Write text right, left, above or below a point, whichever is free first; nothing if none is."""
+        across, down = self.at(x, y)
         wide = len(text) * LETTER
-        spots = [(x + 9, y), (x - 9 - wide, y), (x - wide / 2, y - 13), (x - wide / 2, y + 14)]
-        spots += [(x + 9, y + k * LINE) for k in (1, -1, 2, -2, 3, -3)]
-        spots += [(x - 9 - wide, y + k * LINE) for k in (1, -1, 2, -2)]
+        spots = [(across + 9, down), (across - 9 - wide, down)]
+        spots += [(across - wide / 2, down - LINE), (across - wide / 2, down + LINE)]
+        spots += [(left, down + side * LINE) for side in (-1, 1) for left in (across + 9, across - 9 - wide)]
         boxes = [(left, middle - 7, left + wide, middle + 7) for left, middle in spots]
-        free = (b for b in boxes if self._inside(b) and not any(_overlap(b, t) for t in self.taken))
-        box = next(free, None) or self._pushed_inside(boxes[0])
-        self.taken.append(box)
-        self.parts.append(_text(box[0], (box[1] + box[3]) / 2 + 4, text, f"label {series}"))
+        box = next(
+            (b for b in boxes if self._inside(b) and not any(_overlap(b, t) for t in self.taken)), None
+        )
+        if box:
+            self.taken.append(box)
+            self.parts.append(_text(box[0], (box[1] + box[3]) / 2 + 4, text, f"label {series}"))
 
     def _inside(self, box: tuple[float, float, float, float]) -> bool:
-        return box[0] >= LEFT and box[2] <= self.width - 2 and box[1] >= 0 and box[3] <= self.height - BOTTOM
-
-    def _pushed_inside(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        by = min(0.0, self.width - 2 - box[2])
-        return (box[0] + by, box[1], box[2] + by, box[3])
+        right, bottom = self.width - self.right, self.height - BOTTOM
+        return box[0] >= LEFT and box[2] <= right and box[1] >= TOP - LINE and box[3] <= bottom
 
     def svg(self) -> str:
         """Return the whole drawing, with a title and a description for readers who cannot see it."""

@@ -49,7 +49,7 @@ def comparison(study: Study, load: float) -> Table:
     )
     table = Table(
         f"{caption}, {seeds} {'seed' if seeds == 1 else 'seeds'}",
-        ["policy", *(m.name for m in measures), "state"],
+        ["policy", *(m.name for m in measures)],
     )
     first = groups[0]
     for group in groups:
@@ -60,7 +60,7 @@ def comparison(study: Study, load: float) -> Table:
             )
             for m in measures
         ]
-        table.rows.append([Cell(group.policy), *cells, Cell(group.state)])
+        table.rows.append([Cell(group.policy, group.state), *cells])
     if len(groups) > 1:
         table.notes.append(
             f"Means over seeds; below each, the difference to {first.policy} on the same seeds with its 95%"

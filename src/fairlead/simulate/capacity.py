@@ -3,7 +3,7 @@
 The maximum is the highest rate of arrivals that reference policies (``lmetric`` over ``fcfs``) keep up
 with: when everything has arrived, it is served within 5% of the time that the arrivals took, beyond
 what the last requests take when nothing else runs. Found by bisection over the spacing of arrivals,
-on the first part of long workloads, and kept on disk by content.
+and kept on disk by content. Of generators, which are the same all along, a first part is looked at.
 """
 
 import hashlib
@@ -23,8 +23,10 @@ REFERENCE = ("lmetric", "fcfs")
 SLACK = 0.05
 """Share of the time of arrivals by which the end may come later."""
 PRECISION = 0.03
-LONGEST = 6_000
+LONGEST = 20_000
 """Requests that are looked at; a workload's first ones."""
+LONGEST_GENERATED = 4_000
+"""Likewise of a generator."""
 REVISION = 1
 """Raised when the simulator gives other results for the same input: what was kept is measured again."""
 
@@ -46,18 +48,23 @@ def cache_folder() -> Path:
 
 
 def measure(
-    trace: Trace, settings: Settings, *, keep: bool = True, progress: Callable[[str], None] | None = None
+    trace: Trace,
+    settings: Settings,
+    *,
+    longest: int = LONGEST,
+    keep: bool = True,
+    progress: Callable[[str], None] | None = None,
 ) -> Capacity:
     """Return the most requests a second that a fleet like ``settings``'s keeps up with.
 
     Policies, seeds and faults of ``settings`` do not matter; engines and their number do.
     """
     reference = _reference(settings)
-    path = cache_folder() / "capacity" / f"{_key(trace, reference)}.json"
+    path = cache_folder() / "capacity" / f"{_key(trace, reference, longest)}.json"
     if keep and path.is_file():
         found = json.loads(path.read_text())
         return Capacity(found["requests_per_s"], found["requests"])
-    part = spaced(limit(trace, LONGEST))
+    part = spaced(limit(trace, longest))
     rate = _search(part, reference, progress or (lambda _: None))
     found = Capacity(rate, part.requests)
     if keep:
@@ -96,8 +103,8 @@ def _reference(settings: Settings) -> Settings:
     return Settings(policy=policy, order=order, topology=GATEWAY, interval_us=60_000_000, **kept)
 
 
-def _key(trace: Trace, reference: Settings) -> str:
-    told = f"{REVISION} {__version__} {trace.identity} {reference}"
+def _key(trace: Trace, reference: Settings, longest: int) -> str:
+    told = f"{REVISION} {__version__} {trace.identity} {reference} {longest}"
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 

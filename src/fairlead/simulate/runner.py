@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from fairlead.report.run import Run
 from fairlead.simulate.bounds import Sizes, bound
-from fairlead.simulate.capacity import Capacity, at_load, measure
+from fairlead.simulate.capacity import LONGEST, LONGEST_GENERATED, Capacity, at_load, measure
 from fairlead.simulate.settings import Settings
 from fairlead.simulate.world import World
 from fairlead.trace.model import Trace
@@ -35,7 +36,8 @@ def prepare(
     trace = workload.open()
     capacity = None
     if load:
-        capacity = measure(trace, settings, keep=keep, progress=progress)
+        longest = LONGEST if Path(workload.source).exists() else LONGEST_GENERATED
+        capacity = measure(trace, settings, longest=longest, keep=keep, progress=progress)
         trace = at_load(trace, capacity, load)
     return workload.attacked(trace), capacity
 
