@@ -228,3 +228,14 @@ def test_the_command_says_what_is_wrong(
 
 def test_the_page_is_the_same_every_time(sweep: list[dict[str, Any]]) -> None:
     assert page(sweep) == page(sweep)
+
+
+def test_a_narrow_terminal_leaves_columns_out_and_breaks_no_number(sweep: list[dict[str, Any]]) -> None:
+    console = Console(file=StringIO(), width=60)
+    show_run(sweep[0], console)
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert "too narrow for: " in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert max(map(len, text.splitlines())) <= 60
+    assert "too narrow" not in told(sweep)

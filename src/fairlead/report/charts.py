@@ -91,7 +91,7 @@ def pareto(study: Study, load: float, measure: Measure) -> str:
         f"Fairness against throughput: {name}",
         "; ".join(f"{g.policy}: {digits(t)} tokens/s, {f:.4g}" for _, g, t, f in found),
         axis([t for *_, t, _ in found], "prompt and output tokens/s, more is better", short, zero=False),
-        axis([f for *_, f in found], f"{name}, {better}", short, zero=low),
+        axis([f for *_, f in found] + ([] if low else [0.95, 1.0]), f"{name}, {better}", short, zero=low),
     )
     plot.line(_front([(t, f) for *_, t, f in found], low), "front", dash="3 3")
     for number, group, tokens, fair in found:

@@ -171,22 +171,47 @@ def _clients(drawn: Sequence[Group]) -> str:
 
 
 def _settings(drawn: Sequence[Group]) -> str:
-    parts = []
-    for group in drawn:
-        result = group.typical()
-        facts = {
-            "policy": result["policy"],
-            "order": result["order"],
-            "drawn above": f"seed {result['seed']}, the median by mean TTFT of {len(group.seeds)}",
-            "requests": f"{result['num_prompts']:,}",
-            "labels": "; ".join(result["labels"]),
-            "bound": result["fairness"]["bound_text"],
-            "SLOs": ", ".join(f"{k.upper()} {v:g} ms" for k, v in result["slos"].items()),
-            **{str(key): str(value) for key, value in result["settings"].items()},
-        }
-        rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items() if v)
-        parts.append(f"<div><h3>{escape(group.policy)}</h3><dl>{rows}</dl></div>")
-    return f'<div class="grid2">{"".join(parts)}</div>' if parts else ""
+    """Return what the runs drawn have in common, then what is each one's own; what is off is left out."""
+    results = [group.typical() for group in drawn]
+    if not results:
+        return ""
+    shown = [_facts(group, result) for group, result in zip(drawn, results, strict=True)]
+    common = {k: v for k, v in shown[0].items() if all(other.get(k) == v for other in shown[1:])}
+    parts = [f'<div class="common">{_list(common)}</div>']
+    if len(drawn) > 1:
+        own = [{k: v for k, v in facts.items() if common.get(k) != v} for facts in shown]
+        named = zip(drawn, own, strict=True)
+        blocks = [f"<div><h3>{escape(group.policy)}</h3>{_list(facts)}</div>" for group, facts in named]
+        parts.append(_grid(blocks))
+    return "".join(parts)
+
+
+def _facts(group: Group, result: Result) -> dict[str, str]:
+    facts = {
+        "policy": result["policy"],
+        "order": result["order"],
+        "drawn above": f"seed {result['seed']}, the median of {len(group.seeds)} by mean TTFT",
+        "requests": f"{result['num_prompts']:,}",
+        "labels": "; ".join(result["labels"]),
+        "bound": result["fairness"]["bound_text"],
+        "SLOs": ", ".join(f"{k.upper()} {v:g} ms" for k, v in result["slos"].items()),
+    }
+    known = {*facts, "seed", "load"}
+    facts |= {str(k): _plain(v) for k, v in result["settings"].items() if k not in known and v}
+    return {k: v for k, v in facts.items() if v}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _list(facts: dict[str, str]) -> str:
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+    return f"<dl>{rows}</dl>" if rows else ""
 
 
 def _figure(drawing: str, caption: str, title: str = "") -> str:

@@ -41,8 +41,11 @@ def short_time(ms: float) -> str:
 
 
 def percent(share: float | None, decimals: int = 0) -> str:
-    """Return a share as a percentage."""
-    return NONE if share is None else f"{100 * share:.{decimals}f}%"
+    """Return a share as a percentage; never 0% for what is not 0."""
+    if share is None:
+        return NONE
+    least: float = 10**-decimals
+    return f"<{least:.{decimals}f}%" if 0 < 100 * share < least / 2 else f"{100 * share:.{decimals}f}%"
 
 
 def change(difference: Difference | None) -> str:

@@ -18,6 +18,8 @@ LINE = 14
 """Height of a line of text."""
 LETTER = 6.7
 """Width of a letter, about."""
+NARROWEST = 0.05
+"""Least part of its values that an axis spans: a difference of a thousandth should not look like one."""
 
 Point = tuple[float, float]
 Shown = Callable[[float], str]
@@ -52,7 +54,11 @@ class Axis:
         values = (
             _log_ticks(self.low, self.high, most) if self.log else _linear_ticks(self.low, self.high, most)
         )
-        return [Tick(v, self.shown(v)) for v in values]
+        texts = [self.shown(v) for v in values]
+        if len(set(texts)) < len(texts):  # closer together than the short form can tell
+            decimals = max(0, math.ceil(-math.log10(values[1] - values[0])))
+            texts = [f"{v:,.{decimals}f}" for v in values]
+        return list(map(Tick, values, texts))
 
 
 def axis(values: Sequence[float], title: str, shown: Shown, *, log: bool = False, zero: bool = True) -> Axis:
@@ -64,11 +70,13 @@ def axis(values: Sequence[float], title: str, shown: Shown, *, log: bool = False
             low, high = low / 1.5, high * 1.5
         return Axis(low * 0.95, high * 1.05, title, shown, log=True)
     low, high = min(values, default=0.0), max(values, default=1.0)
-    low = min(0.0, low) if zero else low
-    if high <= low:
-        high = low + (abs(low) or 1.0)
+    if zero:
+        low = min(0.0, low)
+        return Axis(low, low + ((high - low) or 1.0) * 1.05, title, shown)
+    lacking = max(0.0, NARROWEST * max(abs(low), abs(high)) - (high - low)) or (high == low)
+    low, high = low - lacking / 2, high + lacking / 2
     room = (high - low) * 0.05
-    return Axis(low if zero else low - room, high + room, title, shown)
+    return Axis(low - room, high + room, title, shown)
 
 
 def _linear_ticks(low: float, high: float, most: int) -> list[float]:

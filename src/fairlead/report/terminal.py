@@ -18,10 +18,10 @@ def show_run(result: Result, console: Console) -> None:
     """Print one run: verdict, latencies, clients."""
     study = studies([result])[0]
     _show_verdict(study, console)
-    console.print(_table(figures(result)))
+    _show(figures(result), console)
     listed = clients(result)
     if listed.rows:
-        console.print(_table(listed))
+        _show(listed, console)
     speed = result["simulated_requests_per_s"]
     if speed:
         console.print(f"simulated in {result['elapsed_s']:,.2f} s, {speed:,.0f} requests/s", style="dim")
@@ -32,9 +32,9 @@ def show_comparison(results: Iterable[Result], console: Console, baseline: str =
     for study in studies(results, baseline):
         _show_verdict(study, console)
         for load in study.loads:
-            console.print(_table(comparison(study, load)))
+            _show(comparison(study, load), console)
         if len(study.loads) > 1:
-            console.print(_table(loads(study)))
+            _show(loads(study), console)
 
 
 def _show_verdict(study: Study, console: Console) -> None:
@@ -48,7 +48,12 @@ def _show_verdict(study: Study, console: Console) -> None:
     console.print()
 
 
-def _table(table: Table) -> Drawn:
+def _show(table: Table, console: Console) -> None:
+    """Print the table, without its last columns where the terminal is too narrow for whole words."""
+    widths = [_least(table, column) for column in range(len(table.heads))]
+    columns = len(widths)
+    while columns > 2 and sum(widths[:columns]) + 3 * columns + 1 > console.width:
+        columns -= 1
     drawn = Drawn(
         box=SIMPLE_HEAD,
         title=Text(table.caption, style="bold"),
@@ -56,11 +61,22 @@ def _table(table: Table) -> Drawn:
         caption=Text("\n".join(table.notes)) if table.notes else None,
         caption_justify="left",
     )
-    for i, head in enumerate(table.heads):
-        drawn.add_column(Text(head), justify="right" if i else "left", overflow="fold")
+    for i, head in enumerate(table.heads[:columns]):
+        drawn.add_column(Text(head), justify="right" if i else "left", min_width=widths[i])
     for row in table.rows:
-        drawn.add_row(*map(_cell, row))
-    return drawn
+        drawn.add_row(*map(_cell, row[:columns]))
+    console.print(drawn)
+    if columns < len(widths):
+        console.print(Text(f"too narrow for: {', '.join(table.heads[columns:])}", style="dim"))
+
+
+def _least(table: Table, column: int) -> int:
+    """Return the width that a column needs: its numbers whole, everything else broken between words."""
+    cells = [row[column] for row in table.rows]
+    words = [table.heads[column], *(cell.detail for cell in cells)]
+    texts = [cell.text for cell in cells]
+    whole = texts if column else [word for text in texts for word in text.split()]
+    return max(map(len, [*whole, *(word for text in words for word in text.split())]), default=1)
 
 
 def _cell(cell: Cell) -> Text:
