@@ -417,9 +417,10 @@ def test_check_sets_the_model_beside_a_run(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_steps_composed_ahead_delay_who_arrives_during_one(tmp_path: Path) -> None:
-    """The second request arrives during the first's prefill: it waits for one more step, the others do not."""
+    """The second request arrives during the first's prefill: it alone waits for one more step."""
     run = read_run(run_folder(tmp_path))
-    run = replace(run, requests=[run.requests[0], run.requests[1]._replace(arrival_us=1_000), *run.requests[2:]])
+    alone, second, *others = run.requests
+    run = replace(run, requests=[alone, second._replace(arrival_us=1_000), *others])
     profile = PROFILES["llama-3.1-8b-h100"]
     at_once, ahead = (replay(run, profile, ahead=flag).times for flag in (False, True))
     assert ahead[1].ttft_s > at_once[1].ttft_s + 0.005

@@ -117,7 +117,8 @@ def replay(run: MeasuredRun, profile: Profile, *, ahead: bool = False, **limits:
     """Send the run's requests to the model of the engine at the times of the run; return what they saw.
 
     ``ahead``: a step is composed while the one before it computes, as asynchronous scheduling does, so a
-    request that arrives during a step is in the one after the next. ``limits`` (kv_blocks, max_num_seqs, max_num_batched_tokens) come before the run's own.
+    request that arrives during a step is in the one after the next. ``limits`` (kv_blocks, max_num_seqs,
+    max_num_batched_tokens) come before the run's own.
     """
     chosen = {**run.limits, **limits}
     engine = Engine(
