@@ -14,6 +14,7 @@ ALLOWED = {
     "gateway": {"core", "http", "engine", "gateway", "config", "trace"},
     "trace": {"core", "trace"},
     "report": {"core", "report"},
+    "replay": {"core", "http", "trace", "report", "replay"},
     "simulate": {"core", "engine", "trace", "report", "simulate", "policies"},
 }
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "simulate": _Command(
         "fairlead.simulate.command", "what a policy would do to a workload, in virtual time"
     ),
+    "replay": _Command("fairlead.replay.command", "send a workload to a live endpoint: the same result"),
     "policies": _Command("fairlead.policies", "every ordering and routing policy, its source and parameters"),
 }
 

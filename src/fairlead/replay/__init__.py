@@ -1,0 +1,1 @@
+"""A workload sent to a live endpoint, and what its clients saw."""
