@@ -116,9 +116,11 @@ class Server:
 
 
 class Engine(Server):
-    """A vLLM server on the CPU."""
+    """A vLLM server on the CPU. ``more`` are further options, or others in place of those below."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(
+        self, number: int, more: dict[str, str] | None = None, environment: dict[str, str] | None = None
+    ) -> None:
         self.port, self.events_port, self.replay_port = free_ports(3)
         self.url = f"http://127.0.0.1:{self.port}"
         events = {
@@ -140,20 +142,20 @@ class Engine(Server):
             "--num-gpu-blocks-override": str(KV_BLOCKS),
             "--kv-cache-memory-bytes": str(64 * 2**20),
             "--kv-events-config": json.dumps(events),
-        }
+        } | (more or {})
         flags = ["--enforce-eager", "--enable-prefix-caching", "--enable-prompt-tokens-details"]
         # The module, since the `vllm` command does not start in the CPU build.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
         for name, value in options.items():
             command += [name, value]
-        environment = {
+        settings = {
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines share the cores
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
         }
-        super().__init__(f"engine-{number}", command, environment)
+        super().__init__(f"engine-{number}", command, settings | (environment or {}))
 
     def wait_up(self) -> None:
         """Wait until it serves, and has served: the first requests of a fresh engine take seconds."""
