@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections import Counter
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def unsampled() -> Run:
     return run
 
 
-ODD = {
+ODD: dict[str, Callable[[], Run]] = {
     "empty": make_run,
     "clients but no requests": lambda: make_run(("ann", "ben")),
     "one request": single,

@@ -41,6 +41,7 @@ def test_a_paired_difference_by_hand() -> None:
     assert found.low == pytest.approx(-3 - half, abs=1e-4)
     assert found.high == pytest.approx(-3 + half, abs=1e-4)
     assert found.ratio == pytest.approx((0.8 * 17 / 20 * 26 / 30) ** (1 / 3))
+    assert found.ratio is not None
     assert found.ratio_low is not None
     assert found.ratio_high is not None
     assert found.ratio_low < found.ratio < found.ratio_high < 1

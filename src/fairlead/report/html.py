@@ -187,10 +187,12 @@ def _settings(drawn: Sequence[Group]) -> str:
 
 
 def _facts(group: Group, result: Result) -> dict[str, str]:
+    several = len(group.seeds) > 1
     facts = {
         "policy": result["policy"],
         "order": result["order"],
-        "drawn above": f"seed {result['seed']}, the median of {len(group.seeds)} by mean TTFT",
+        "drawn above": f"seed {result['seed']}"
+        + (f", the median of {len(group.seeds)} by mean TTFT" if several else ""),
         "requests": f"{result['num_prompts']:,}",
         "labels": "; ".join(result["labels"]),
         "bound": result["fairness"]["bound_text"],
