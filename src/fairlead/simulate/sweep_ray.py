@@ -1,0 +1,51 @@
+"""Work for a Ray cluster: one task a cell. Needs ``pip install fairlead[ray]``.
+
+Every node needs this version of fairlead, and traces at the same paths; tasks check the former.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from fairlead.simulate.sweep_cache import code_hash
+from fairlead.simulate.sweep_pool import TICK_S, Ends, Failure, Work, attempt
+
+
+def run_on_ray(works: Sequence[Work], address: str) -> Ends:
+    """Do the work on the cluster at ``address``; yield what has ended, and None now and then.
+
+    To be closed, also when interrupted: that cancels what is still to do. Raises ValueError if Ray is not
+    installed or no cluster answers.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError:
+        raise ValueError("Ray is not installed: pip install 'fairlead[ray]'") from None
+    try:
+        ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address}: {error}") from None
+    # A task that dies for want of memory would die again.
+    remote = ray.remote(max_retries=0)(_work)
+    waiting = {remote.remote(work, code_hash()): place for place, work in enumerate(works)}
+    try:
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=TICK_S)
+            for reference in ready:
+                place = waiting.pop(reference)
+                try:
+                    value = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    value = Failure(str(error).strip())
+                yield place, value
+            yield None
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+        ray.shutdown()
+
+
+def _work(work: Work, code: str) -> Any:
+    if code_hash() != code:
+        return Failure("the Ray node has another version of fairlead than this machine")
+    return attempt(work)
