@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fairlead.core.model import ClientId
-from fairlead.core.params import PolicyError, nearest
+from fairlead.core.params import nearest
 from fairlead.replay.endpoint import CLIENT_HEADER, Asking, Endpoint, ReplayError
 from fairlead.replay.live import Told, fitting, replay
 from fairlead.replay.prompts import USUAL, Vocabulary
@@ -81,22 +81,15 @@ def run(args: argparse.Namespace) -> int:
         pace = _pace(args)
         workload = workload_from(args, args.seed)
         trace = workload.attacked(workload.open())
-        asking = Asking(
-            model=args.model,
-            keys=read_keys(args.api_key, trace.clients),
-            client_header=args.client_header,
-            form=args.prompt_form,
-            exact_lengths=args.lengths == "exact",
-            vocabulary=read_vocabulary(args.vocab),
-            salt=args.salt,
-        )
-        found = uvloop.run(_replay(args, trace, asking, pace, errors))
-    except (TraceError, PolicyError, ValueError) as error:
+        asking = _asking(args, trace)
+    except ValueError as error:  # TraceError and PolicyError too
         print(f"fairlead replay: {error}", file=sys.stderr)
         return 2
-    except ReplayError as error:
+    try:
+        found = uvloop.run(_replay(args, trace, asking, pace, errors))
+    except (TraceError, ReplayError) as error:
         print(f"fairlead replay: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, ReplayError) else 2
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("fairlead replay: interrupted before the first request", file=sys.stderr)
         return 130
@@ -118,6 +111,18 @@ def _told(args: argparse.Namespace, found: Run, errors: Console) -> int:
     if found.settings["interrupted"]:
         return 130
     return 0 if result["completed"] else 1
+
+
+def _asking(args: argparse.Namespace, trace: Trace) -> Asking:
+    return Asking(
+        model=args.model,
+        keys=read_keys(args.api_key, trace.clients),
+        client_header=args.client_header,
+        form=args.prompt_form,
+        exact_lengths=args.lengths == "exact",
+        vocabulary=read_vocabulary(args.vocab),
+        salt=args.salt,
+    )
 
 
 def _pace(args: argparse.Namespace) -> Pace:

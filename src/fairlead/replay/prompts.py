@@ -59,9 +59,9 @@ class TokenPrompts:
     form = "tokens"
 
     def __init__(self, block_tokens: int, vocabulary: Vocabulary, salt: str) -> None:
-        low, high = vocabulary
         self._block = block_tokens
-        self._maker = _Maker([b"%d" % token for token in range(low, high + 1)], b",", salt, block_tokens)
+        ids = range(vocabulary.low, vocabulary.high + 1)[:_DRAWS]
+        self._maker = _Maker([b"%d" % token for token in ids], b",", salt, block_tokens)
 
     def of(self, turn: Turn, name: str) -> bytes:
         """Return a list of exactly ``turn.prompt_tokens`` ids."""
@@ -102,9 +102,9 @@ class TextPrompts:
             if end > at:  # keys chain, so the same key is always the same block of its prompt
                 parts.append(shared(key, end - at))
                 at = end
-        rest = max(self._words(turn.prompt_tokens) - at, not parts)
-        if rest > 0:
-            parts.append(self._maker.own(name, rest))
+        rest = self._words(turn.prompt_tokens) - at
+        if rest > 0 or not parts:
+            parts.append(self._maker.own(name, max(1, rest)))
         return b'"%b"' % b" ".join(parts)
 
     def sample(self, words: int) -> bytes:
@@ -119,7 +119,7 @@ class _Maker:
     """Draws pieces of a given number of units (ids or words), the same for the same name."""
 
     def __init__(self, units: Sequence[bytes], between: bytes, salt: str, usual: int) -> None:
-        self._table = [units[i % len(units)] for i in range(_DRAWS)]
+        self._table = (list(units) * -(-_DRAWS // len(units)))[:_DRAWS]
         self._between = between
         self._state = shake_128(salt.encode("utf-8", "surrogatepass") + b"\0")
         kept = max(64, _KEPT_TOKENS // max(1, usual))
