@@ -29,6 +29,10 @@ COMMANDS = {
         "fairlead.simulate.command", "what a policy would do to a workload, in virtual time"
     ),
     "replay": _Command("fairlead.replay.command", "send a workload to a live endpoint: the same result"),
+    "report": _Command("fairlead.report.command", "results as one HTML file, Markdown, or in the terminal"),
+    "compare": _Command(
+        "fairlead.simulate.compare_command", "policies side by side on the same requests, with confidence"
+    ),
     "policies": _Command("fairlead.policies", "every ordering and routing policy, its source and parameters"),
 }
 

@@ -16,6 +16,7 @@ from fairlead.simulate.settings import Settings
 from fairlead.simulate.sweep_sample import ALL, Sample
 from fairlead.trace.model import Trace
 from fairlead.trace.reachable import Reach, reach
+from fairlead.trace.transform import gamma_arrivals
 from fairlead.trace.workload import Workload
 
 REFERENCE_SEED = 1
@@ -90,6 +91,8 @@ def run_cell(task: Task) -> dict[str, Any]:
     cell = task.cell
     trace = _TRACES.get(_source(cell), lambda: cell.sample.of(cell.workload.open(), cell.workload.seed))
     if task.capacity is not None:
+        if cell.sample.gaps and not trace.duration_us:  # it has no times of its own: other ones every seed
+            trace = gamma_arrivals(trace, 1.0, seed=cell.workload.seed)
         trace = at_load(trace, task.capacity, cell.load)
     trace = cell.workload.attacked(trace)
     # Without an attacker the load moves arrivals and not their order, and with it no hit.

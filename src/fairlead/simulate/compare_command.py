@@ -1,0 +1,275 @@
+"""``fairlead compare``: policies side by side on the same requests, over loads and seeds."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fairlead.core.ordering import ORDERINGS
+from fairlead.core.routing import POLICIES
+from fairlead.report.html import page
+from fairlead.report.markdown import document
+from fairlead.report.metrics import check_slos
+from fairlead.report.results import save
+from fairlead.report.terminal import show_comparison, show_run
+from fairlead.simulate.arguments import GENERATOR_LOAD, add_fleet_arguments, settings_from
+from fairlead.simulate.compare_arguments import (
+    DEFAULT_PAIRS,
+    GAPS,
+    NONE,
+    WINDOWS,
+    loads_from,
+    pairs_from,
+    samples_from,
+    seeds_from,
+)
+from fairlead.simulate.sweep import Cell, CellsError, State, results_folder, run_cells
+from fairlead.trace.workload import add_workload_arguments, workload_from
+
+Result = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.description = (
+        "Simulate policies x loads x seeds on the same requests and tell the differences with confidence"
+        " intervals. Results are kept by content: an interrupted comparison goes on where it was."
+        " docs/compare.md says what a seed means."
+    )
+    add = parser.add_argument
+    add(
+        "--pairs",
+        default="",
+        metavar="ORDER+POLICY,...",
+        help=f"what to compare, the first being the baseline (default: {DEFAULT_PAIRS})",
+    )
+    add(
+        "--policies",
+        default="",
+        metavar="POLICY,...",
+        help="instead of --pairs, with --orders: every combination. Which worker:"
+        f" {', '.join(POLICIES.names())}; with parameters as in linear:load=2,prefix=1,lmetric",
+    )
+    add("--orders", default="", metavar="POLICY,...", help=f"who goes next: {', '.join(ORDERINGS.names())}")
+    add("--baseline", default="", metavar="PAIR", help="compare with this pair, such as dlpm+d2lpm")
+    add(
+        "--loads",
+        default="",
+        metavar="SHARE,...",
+        help="shares of the measured maximum that arrive; 0 takes arrivals as they are"
+        f" (default: {GENERATOR_LOAD:g} for generators, 0 for traces)",
+    )
+    add("--seeds", default="5", metavar="N", help="how many (5), from-to (6-9) or which (1,4,7) (default: 5)")
+    add(
+        "--sample",
+        choices=(GAPS, WINDOWS, NONE),
+        help="what a seed draws of a trace: other gaps between arrivals, one of as many windows in time as"
+        f" there are seeds, or nothing (default: {GAPS} for traces; generators make all of it from the seed)",
+    )
+    add("--slos", default="", metavar="NAME=MS,...", help="limits on ttft, tpot and e2el, in milliseconds")
+    add("--processes", type=int, metavar="N", help="simulations at once (default: one a core)")
+    add("--ray", default="", metavar="ADDRESS", help="run on this Ray cluster instead")
+    add("--results", type=Path, metavar="DIR", help=f"where results are kept (default: {results_folder()})")
+    add("--fresh", action="store_true", help="simulate again what is kept")
+    add("--json", type=Path, metavar="DIR", help="write every result there, for `fairlead report DIR`")
+    add("--html", type=Path, metavar="FILE", help="write the report as one HTML file")
+    add("--markdown", type=Path, metavar="FILE", help="write verdict and tables as Markdown")
+    add_workload_arguments(parser)
+    add_fleet_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare. Returns 0, 1 if a cell failed, 2 for wrong options, 130 when interrupted."""
+    errors = Console(stderr=True)
+    watch = _Watch(errors)
+    failures: Sequence[tuple[str, str]] = ()
+    try:
+        cells = cells_from(args)
+        limits = slos_from(args.slos)
+        try:
+            with watch:
+                found: Sequence[Result | None] = run_cells(
+                    cells,
+                    processes=args.processes,
+                    folder=args.results,
+                    ray_address=args.ray,
+                    progress=watch.show,
+                    slos=limits,
+                    fresh=args.fresh,
+                )
+        except CellsError as error:
+            failures, found = error.failures, error.results
+        results = [result for result in found if result is not None]
+        watch.sum_up()
+        if results:
+            _write(args, cells, found)
+            _show(results, seeds_mean(cells))
+    except (ValueError, OSError) as error:  # workloads, policies and flags at fault; a full disk
+        print(f"fairlead compare: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        watch.sum_up()
+        errors.print("stopped; the same command goes on from there", style="yellow", highlight=False)
+        return 130
+    for name, text in failures:
+        print(f"fairlead compare: {name}: {text}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def cells_from(args: argparse.Namespace) -> list[Cell]:
+    """Return the cells that the flags ask for, seed by seed within loads. Raises ValueError."""
+    pairs = pairs_from(args.pairs, args.policies, args.orders, args.baseline)
+    default = 0.0 if Path(args.workload).exists() else GENERATOR_LOAD
+    seeds = seeds_from(args.seeds)
+    samples = samples_from(args.sample or "", args.workload, seeds)
+    found = []
+    for load in loads_from(args.loads, default):
+        for pair in pairs:
+            for seed, sample in zip(seeds, samples, strict=True):
+                settings = settings_from(args, policy=pair.policy, order=pair.order, seed=seed)
+                workload = workload_from(args, seed)
+                label = f"{pair}, load {load:g}, seed {seed}"
+                found.append(Cell(workload, settings, load, label, sample))
+    return found
+
+
+def slos_from(told: str) -> dict[str, float] | None:
+    """Return the limits by name, None for the usual ones. Raises ValueError."""
+    limits = {}
+    for part in filter(None, told.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            limits[name.strip()] = float(value)
+        except ValueError:
+            raise ValueError(f"--slos: '{part}' is not of the form ttft=2000, in milliseconds") from None
+    return dict(check_slos(limits)) if limits else None
+
+
+def seeds_mean(cells: Sequence[Cell]) -> str:
+    """Say what differs between seeds, and so what the confidence intervals speak of."""
+    workload, sample = cells[0].workload, cells[0].sample
+    if len({cell.settings.seed for cell in cells}) == 1:
+        return ""
+    if sample.windows > 1:
+        return (
+            f"A seed is one of {sample.windows} consecutive windows of the trace, each begun with empty"
+            " caches: intervals speak of other times of the same traffic."
+        )
+    if sample.gaps:
+        return (
+            "A seed keeps the trace's requests and their order and draws the gaps between arrivals anew from"
+            " its own: intervals speak of the chance of arrivals, not of other traffic."
+        )
+    if Path(workload.source).exists():
+        return (
+            "A seed changes nothing in the trace but clients, attacker and the policies' own draws, as far as"
+            " there are any: intervals speak of no more than that."
+        )
+    return "A seed makes the whole workload anew: intervals speak of other draws of the same generator."
+
+
+def _write(args: argparse.Namespace, cells: Sequence[Cell], found: Sequence[Result | None]) -> None:
+    pairs = [(cell, result) for cell, result in zip(cells, found, strict=True) if result is not None]
+    results = [result for _, result in pairs]
+    if args.json:
+        for place, (cell, result) in enumerate(pairs):
+            name = re.sub(r"[^\w.=+-]+", "-", cell.label)
+            save(args.json / f"{place:04}-{name}.json", result)
+    if args.html:
+        args.html.parent.mkdir(parents=True, exist_ok=True)
+        args.html.write_text(page(results, title=f"Policies on {cells[0].workload.source}"), encoding="utf-8")
+    if args.markdown:
+        text = document(results)
+        if note := seeds_mean(cells):
+            text += f"\n{note}\n"
+        args.markdown.parent.mkdir(parents=True, exist_ok=True)
+        args.markdown.write_text(text, encoding="utf-8")
+
+
+def _show(results: Sequence[Result], note: str) -> None:
+    console = Console()
+    if len(results) == 1:
+        show_run(results[0], console)
+        return
+    show_comparison(results, console)
+    if note:
+        console.print(note, style="dim", highlight=False)
+
+
+class _Watch:
+    """The progress bar, and what was done in the end.
+
+    It refreshes when it is told to and has no thread: workers are forked meanwhile.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._state = State("cells", 0, 0)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, state: State) -> None:
+        """Draw how far the sweep is."""
+        if self._task is None or state.doing != self._state.doing:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(_DOING[state.doing], total=None, note="")
+        self._state = state
+        self._bar.update(
+            self._task,
+            # Without those on disk: they came at once and say nothing of the time that is left.
+            completed=state.done - state.kept,
+            total=state.total - state.kept,
+            note=_note(state),
+            refresh=True,
+        )
+
+    def sum_up(self) -> None:
+        """Tell where the results came from."""
+        state = self._state
+        if state.doing != "cells" or not state.total:
+            return
+        simulated = state.done - state.kept
+        parts = [f"{state.done} of {state.total} cells"]
+        if state.kept:
+            parts.append(f"{state.kept} from the cache")
+        if simulated:
+            parts.append(f"{simulated} simulated in {state.elapsed_s:,.1f} s")
+        if state.failed:
+            parts.append(f"{state.failed} failed")
+        self._console.print(", ".join(parts), style="dim", highlight=False)
+
+
+_DOING = {"maximum": "measuring maximum loads", "cells": "simulating"}
+
+
+def _note(state: State) -> str:
+    parts = []
+    if state.kept:
+        parts.append(f"and {state.kept} from the cache")
+    if state.requests:
+        parts.append(f"{state.requests / max(state.elapsed_s, 1e-3):,.0f} requests/s")
+    if state.failed:
+        parts.append(f"{state.failed} failed")
+    return ", ".join(parts)
