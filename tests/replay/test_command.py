@@ -225,7 +225,7 @@ def test_nothing_completed_is_no_success() -> None:
         return answer(429, {"error": {"message": "full"}}) if asked.body.get("stream") else good(asked)
 
     async def body() -> None:
-        process = await command("judge:rate=1000", "--requests", "5", "--url", fake.url)
+        process = await command("shared-prefix:rate=1000", "--requests", "5", "--url", fake.url)
         _, err = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 1
         assert b"5 requests: status 429: full" in err
