@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from fairlead.trace.clients import RULES
 from fairlead.trace.model import TraceError
@@ -183,7 +184,6 @@ def test_zstd_needs_its_package_and_says_so(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_zstd_files_are_read_and_damage_is_named(tmp_path: Path) -> None:
-    zstandard = pytest.importorskip("zstandard")
     packed = zstandard.ZstdCompressor().compress(FILES["mooncake"])
     (tmp_path / "t.zst").write_bytes(packed)
     assert read_trace(tmp_path / "t.zst").requests == 20

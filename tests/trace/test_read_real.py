@@ -23,8 +23,6 @@ def real(name: str, **options: object) -> Trace:
     path = DATA / name
     if not os.environ.get("FAIRLEAD_DATA") or not path.exists():
         pytest.skip(f"set FAIRLEAD_DATA to a directory with traces/{name}")
-    if name.endswith(".zst"):
-        pytest.importorskip("zstandard", reason="zstd files need the package zstandard")
     return read_trace(path, **options)  # type: ignore[arg-type]
 
 

@@ -19,7 +19,7 @@ from fairlead.engine.kv_events import KVEventPublisher
 from fairlead.engine.metrics import EngineMetrics
 from fairlead.engine.model import Engine, StepResult
 from fairlead.engine.pace import Pacer
-from fairlead.engine.profiles import DEFAULT_PROFILE, Profile, profile_named
+from fairlead.engine.profiles import DEFAULT_PROFILE, Profile, load_profile
 from fairlead.engine.text import Answer, compose
 from fairlead.engine.wire import (
     BadRequestError,
@@ -84,7 +84,7 @@ class EngineServer:
         self.config = config or EngineConfig()
         if self.config.kv_replay is not None and self.config.kv_events is None:
             raise ValueError("kv_replay needs kv_events: there is nothing to replay")
-        profile = profile_named(self.config.profile)
+        profile = load_profile(self.config.profile)
         self.model_name = self.config.model_name or profile.model
         self.engine = build_engine(self.config, profile)
         self.pacer = Pacer(self.engine, self.config.speed, self._began, self._ended)

@@ -1,9 +1,10 @@
 """How much of a workload a fleet can serve: what ``--load`` is a share of.
 
-The maximum is the highest rate of arrivals that reference policies (``lmetric`` over ``fcfs``) keep up
-with: when everything has arrived, it is served within 5% of the time that the arrivals took, beyond
-what the last requests take when nothing else runs. Found by bisection over the spacing of arrivals,
-and kept on disk by content. Of generators, which are the same all along, a first part is looked at.
+The maximum is the highest rate of arrivals that reference policies (``lmetric`` over ``fcfs``) follow:
+between a fifth and four fifths of all ends, they complete requests at 95% or more of the pace at which
+an idle fleet would complete them with the same arrivals. Found by bisection over the spacing of
+arrivals, and kept on disk by content. Of generators, which are the same all along, a first part is
+looked at.
 """
 
 import hashlib
@@ -20,14 +21,14 @@ from fairlead.trace.model import Trace
 from fairlead.trace.transform import gamma_arrivals, limit, stretch
 
 REFERENCE = ("lmetric", "fcfs")
-SLACK = 0.05
-"""Share of the time of arrivals by which the end may come later."""
+FOLLOWS = 0.95
+"""Share of the idle fleet's pace that counts as following."""
 PRECISION = 0.03
 LONGEST = 20_000
 """Requests that are looked at; a workload's first ones."""
 LONGEST_GENERATED = 4_000
 """Likewise of a generator."""
-REVISION = 1
+REVISION = 2
 """Raised when the simulator gives other results for the same input: what was kept is measured again."""
 
 
@@ -109,32 +110,35 @@ def _key(trace: Trace, reference: Settings, longest: int) -> str:
 
 
 def _search(trace: Trace, settings: Settings, say: Callable[[str], None]) -> float:
-    own_rate, own_span = rate_of(trace), trace.duration_us
+    own_rate = rate_of(trace)
 
-    def late(rate: float) -> float:
-        """Return how much later than the last arrival the end comes, in microseconds."""
-        factor = own_rate / rate
-        return World(stretch(trace, factor), settings).run().duration_us - factor * own_span
+    def pace(rate: float) -> float:
+        """Return completions a second in the middle of the run when so many requests a second arrive."""
+        run = World(stretch(trace, own_rate / rate), settings).run()
+        ends = sorted(run.requests.ended)
+        low, high = len(ends) // 5, len(ends) * 4 // 5
+        return (high - low) * 1e6 / max(1, ends[high] - ends[low])
 
-    # Everything at once gives a first guess; next to nothing at once, what the last requests take.
-    guess = trace.requests * 1e6 / late(1e4 * own_rate)
-    tail = late(guess / 10)
+    # With everything at once: a first guess. With next to nothing: what an idle fleet's pace is,
+    # which is less than the rate where sessions are long, since the first and last ones are alone.
+    guess = pace(1e4 * own_rate)
+    idle = pace(guess / 10) / (guess / 10)
 
-    def keeps_up(rate: float) -> bool:
-        kept = late(rate) - tail <= SLACK * own_span * own_rate / rate
-        say(f"{rate:.4g} requests/s: {'served as they come' if kept else 'too many'}")
-        return kept
+    def follows(rate: float) -> bool:
+        share = pace(rate) / (idle * rate)
+        say(f"{rate:.4g} requests/s: {share:.0%} of an idle fleet's pace")
+        return share >= FOLLOWS
 
     low = high = guess
-    if keeps_up(guess):
-        while keeps_up(high := high * 1.4):
+    if follows(guess):
+        while follows(high := high * 1.4):
             low = high
     else:
-        while not keeps_up(low := low / 1.4):
+        while not follows(low := low / 1.4):
             high = low
     while high / low > 1 + PRECISION:
         middle = (low * high) ** 0.5
-        if keeps_up(middle):
+        if follows(middle):
             low = middle
         else:
             high = middle

@@ -12,7 +12,7 @@ from fairlead.core.ordering.base import Ordering, OrderingContext
 from fairlead.core.registry import Registry, parse_spec
 from fairlead.core.routing import POLICIES, make_routing
 from fairlead.core.routing.base import RoutingContext
-from fairlead.engine.profiles import DEFAULT_PROFILE, Profile, profile_named
+from fairlead.engine.profiles import DEFAULT_PROFILE, Profile, load_profile
 
 GATEWAY, ENGINE = "gateway", "engine"
 NEVER_US = 1 << 60
@@ -86,7 +86,7 @@ class Settings:
 
     def profile(self) -> Profile:
         """Return the engine's profile; ValueError lists those there are."""
-        return profile_named(self.engine)
+        return load_profile(self.engine)
 
     def ordering(self) -> Ordering:
         """Make the ordering policy."""

@@ -64,7 +64,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             if magic.startswith(_GZIP):
                 stream: BinaryIO = cast("BinaryIO", stack.enter_context(gzip.open(raw)))
             elif magic == _ZSTD:
-                stream = zstd_reader(raw, path)
+                stream = zstd_reader(raw)
             else:
                 stream = raw
             yield stream

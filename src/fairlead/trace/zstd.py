@@ -1,11 +1,10 @@
-"""Reads zstd files with the optional package ``zstandard``."""
+"""Reads zstd files."""
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from fairlead.trace.model import TraceError
+import zstandard
 
 _WINDOW = 1 << 27
 """Largest zstd window that is accepted: what ``zstd --long=27`` writes."""
@@ -13,19 +12,8 @@ _PIECE = 1 << 14
 """Compressed bytes taken at a time; few, since they may become a thousand times as many."""
 
 
-def zstd_reader(raw: BinaryIO, path: Path) -> BinaryIO:
-    """Return a stream of what ``raw`` holds compressed. Reading it raises OSError if the data is damaged.
-
-    Raises ``TraceError`` if the package for it is missing.
-    """
-    try:
-        # An extra, so imported only for files that need it.
-        import zstandard  # noqa: PLC0415
-    except ImportError:
-        raise TraceError(
-            f"{path} is compressed with zstd, which needs the package 'zstandard': "
-            "pip install 'fairlead[traces]', or decompress it first (zstd -d --long=27)"
-        ) from None
+def zstd_reader(raw: BinaryIO) -> BinaryIO:
+    """Return a stream of what ``raw`` holds compressed. Reading it raises OSError if the data is damaged."""
     frames = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
     return io.BufferedReader(_Frames(raw, frames.decompressobj, zstandard.ZstdError), 1 << 20)
 
