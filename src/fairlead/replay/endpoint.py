@@ -151,8 +151,7 @@ class Endpoint:
 
     async def _ask(self, client: ClientId, prompt: bytes) -> tuple[int, bytes]:
         exact = b',"ignore_eos":true' if self.asking.exact_lengths else b""
-        model = msgspec.json.encode(self.model)
-        body = b'{"model":%b,"prompt":%b,"max_tokens":1,"temperature":0%b}' % (model, prompt, exact)
+        body = self._body(client, prompt, b'"max_tokens":1,"temperature":0' + exact)
         status, answer = await self._fetch(b"POST", COMPLETIONS, client, body)
         if status in {401, 403}:
             raise ReplayError(f"{self.url} wants another API key (--api-key): {error_text(answer)}")
@@ -176,12 +175,15 @@ class Endpoint:
         length = b'"max_tokens":%d' % output_tokens
         if self.asking.exact_lengths:
             length += b',"min_tokens":%d,"ignore_eos":true' % output_tokens
-        model, user = msgspec.json.encode(self.model), msgspec.json.encode(_clean(client))
-        body = b'{"model":%b,"user":%b,"prompt":%b,%b,%b}' % (model, user, prompt, length, _STREAM)
+        body = self._body(client, prompt, b"%b,%b" % (length, _STREAM))
         headers = self.headers(client)
         if session:
             headers = [*headers, (b"x-session-id", _field(session))]
         return self.pool.request_bytes(b"POST", COMPLETIONS, headers, body)
+
+    def _body(self, client: ClientId, prompt: bytes, rest: bytes) -> bytes:
+        model, user = msgspec.json.encode(self.model), msgspec.json.encode(_clean(client))
+        return b'{"model":%b,"user":%b,"prompt":%b,%b}' % (model, user, prompt, rest)
 
     def headers(self, client: ClientId) -> list[tuple[bytes, bytes]]:
         """Return the header fields of a client's requests."""
