@@ -134,7 +134,7 @@ class NaiveEngine:
             "admitted": admitted,
             "preempted": preempted,
             "evicted": self.evicted,
-            "stored": self.stored,
+            "stored": [entry for entry in self.stored if entry[2]],
         }
 
     def _give_blocks(self) -> list[int]:
@@ -144,6 +144,7 @@ class NaiveEngine:
                 continue
             while seq in self.batch and not self.pool.available():
                 victim = self.batch.pop()
+                self._publish(victim)
                 self._release(victim)
                 self.waiting.insert(0, victim)
                 preempted.append(victim.rid)
@@ -184,7 +185,13 @@ class NaiveEngine:
         return admitted
 
     def _allocate(self, seq: NaiveSequence, count: int) -> None:
-        self.evicted += self.pool.allocate(count)
+        for key in self.pool.allocate(count):
+            for _, _, stored in self.stored:
+                if key in stored:  # in this very step: nobody has heard of it
+                    stored.remove(key)
+                    break
+            else:
+                self.evicted.append(key)
         seq.blocks += count
 
     def _publish(self, seq: NaiveSequence) -> None:

@@ -268,6 +268,33 @@ def test_steps_equal_those_of_the_naive_engine(drawn, blocks, seqs, budget):
 
 
 @RUNS
+@given(drawn=JOBS, blocks=st.integers(16, 40), seqs=st.integers(1, 6), budget=st.integers(6, 40))
+def test_blocks_of_answers_take_room_whether_they_have_keys_or_not(drawn, blocks, seqs, budget):
+    """Keys that nobody else has and no keys make the same steps; only the latter are not reported."""
+    engines = [engine_of(blocks, seqs, budget) for _ in range(2)]
+    arrivals = list(accumulate(d.gap for d in drawn))
+    first_own = 2**59
+    for step in range(5_000):
+        for each in jobs_of(drawn):
+            if arrivals[each.rid] == step:
+                keys = [key >> 1 for key in keys_of(each.prompt)]
+                request = Request(each.rid, each.client, len(each.prompt), keys, BLOCK)
+                own = range(first_own + 10 * each.rid, first_own + 10 * each.rid + 10)
+                for engine, output_keys in zip(engines, ((), own), strict=True):
+                    engine.submit(request, len(each.output), 0, output_keys)
+        unnamed, named = (engine.step(0) for engine in engines)
+        if named is not None:
+            stored = [s._replace(keys=[key for key in s.keys if key < first_own]) for s in named.stored]
+            named = named._replace(
+                stored=[s for s in stored if s.keys], evicted=[k for k in named.evicted if k < first_own]
+            )
+        assert unnamed == named
+        if named is None and step > arrivals[-1]:
+            break
+    assert engines[0].pool.cached == engines[1].pool.cached
+
+
+@RUNS
 @given(drawn=JOBS, seqs=st.integers(1, 6), budget=st.integers(6, 40))
 def test_fcfs_admits_in_order_of_arrival(drawn, seqs, budget):
     engine = engine_of(24, seqs, budget)
@@ -371,6 +398,28 @@ def test_preempted_work_is_found_in_the_cache_again() -> None:
     resumed = [a for r in run(engine) for a in r.admitted if a.resumed]
     assert [a.rid for a in resumed] == [2]
     assert resumed[0].cached_tokens > 0
+
+
+def test_the_answer_so_far_of_a_preempted_request_is_found_again() -> None:
+    """Two prompts of 2 blocks grow to 3 each of the 6 there are; then the older one needs another."""
+    engine = engine_of(blocks=6, seqs=2, budget=32, watermark=0)
+    for rid, output in ((1, 6), (2, 12)):
+        job(rid, 8, output, first=rid).submit(engine)
+    results = run(engine)
+    assert [rid for r in results for rid in r.preempted] == [2]
+    (resumed,) = (a for r in results for a in r.admitted if a.resumed)
+    # It had 12 tokens computed. The older one took the last block; the others were still there.
+    assert resumed.cached_tokens == 8
+
+
+def test_a_block_stored_and_evicted_in_the_same_step_is_not_reported() -> None:
+    """The younger one's answer is complete when it is preempted, and goes to the older one at once."""
+    engine = engine_of(blocks=6, seqs=2, budget=32, watermark=0)
+    for rid, output in ((1, 6), (2, 12)):
+        job(rid, 8, output, first=rid).submit(engine)
+    preemption = next(r for r in run(engine) if r.preempted)
+    assert 2 not in {stored.rid for stored in preemption.stored}
+    assert preemption.evicted == []
 
 
 def test_the_watermark_keeps_a_newcomer_out_but_not_a_lone_request() -> None:

@@ -23,8 +23,10 @@ that a step needs from how many sequences fill one in it. So steps that only dec
 a time, in closed form: ``coast_steps`` says how many, ``coast`` takes them, with the same result as so
 many calls of ``step``.
 
-Blocks that an output completes enter the prefix cache when the request ends. vLLM has them there as
-they fill; until the answer is known nobody can ask for them.
+Blocks that an output completes enter the prefix cache when the request ends or is preempted. vLLM has
+them there as they fill; until the answer is known nobody can ask for them. They do whether or not the
+caller has keys for them: what nobody will ask for takes room from the rest all the same, until it is the
+least recently used.
 """
 
 from bisect import bisect_right
@@ -196,6 +198,26 @@ class _Step:
         self.evicted: list[BlockKey] = []
         self.stored: list[Stored] = []
 
+    def take_back(self, evicted: list[BlockKey]) -> list[BlockKey]:
+        """Forget that blocks were stored in this step which are evicted again; return the other ones.
+
+        It happens to what a preempted sequence leaves, and takes the end of a chain before its beginning.
+        """
+        gone = set(evicted)
+        left: list[Stored] = []
+        for stored in self.stored:
+            keys = [key for key in stored.keys if key not in gone]
+            gone.difference_update(stored.keys)
+            if keys:
+                left.append(stored._replace(keys=keys))
+        self.stored = left
+        return [key for key in evicted if key in gone]
+
+
+def _named(keys: list[BlockKey]) -> list[BlockKey]:
+    """Return the keys that the engine was given, without those that it made up."""
+    return [key for key in keys if key >= 0]
+
 
 class Engine:
     """One engine: a queue, a batch, a KV pool. See the module for what it models.
@@ -252,6 +274,8 @@ class Engine:
         self._admissions = 0
         self._next_tick = 0
         self._queries = self._hits = self._preemptions = 0
+        self._unnamed = 0
+        """The least key given so far to a block of an output that the caller has no key for."""
 
     def _check_limits(self, watermark: float) -> None:
         if self.block_tokens < 1 or self.max_num_seqs < 1:
@@ -278,8 +302,9 @@ class Engine:
 
         ``request.keys`` name the prompt's full blocks; ``output_keys`` continue the chain with the
         blocks that the output completes, the one that prompt and output share included. Blocks
-        without a key are never shared. Raises ``TooLongError`` if it can never run, ValueError if the
-        figures contradict each other, KeyError if its id is in use.
+        without a key are never shared; those of a prompt are not even kept. Keys are not negative.
+        Raises ``TooLongError`` if it can never run, ValueError if the figures contradict each other,
+        KeyError if its id is in use.
         """
         block = self.block_tokens
         if request.rid in self._sequences:
@@ -294,8 +319,11 @@ class Engine:
                 f"{total} tokens of prompt and output; the context length is {self.max_model_len}"
             )
         chain = request.keys
-        if output_keys and len(chain) == request.prompt_tokens // block:
-            chain = [*chain, *output_keys]
+        if len(chain) == request.prompt_tokens // block:
+            # The last token of an output is never computed on.
+            unnamed = max(0, (total - 1) // block - len(chain) - len(output_keys))
+            self._unnamed -= unnamed
+            chain = [*chain, *output_keys, *range(self._unnamed, self._unnamed + unnamed)]
         item = Waiting(request, self._arrivals)
         self._arrivals += 1
         self._sequences[request.rid] = _Sequence(item, output_tokens, chain)
@@ -326,7 +354,7 @@ class Engine:
 
     def reset_cache(self) -> list[BlockKey]:
         """Empty the prefix cache but for blocks in use; return the keys that went."""
-        evicted = self.pool.clear()
+        evicted = _named(self.pool.clear())
         if self.ordering.uses_match:
             self._queue.cache_evicted(evicted)
         return evicted
@@ -461,6 +489,9 @@ class Engine:
         return blocks + rounds * len(self._decodes)
 
     def _preempt(self, seq: _Sequence, step: _Step) -> None:
+        if seq.state == _DECODE:
+            self._settle(seq)
+            self._publish(seq, step)
         self._leave_batch(seq)
         seq.state = _PREEMPTED
         self._preempted.appendleft(seq)
@@ -616,11 +647,11 @@ class Engine:
         """Take private blocks from the pool."""
         if not count:
             return
-        evicted = self.pool.allocate(count)
+        evicted = _named(self.pool.allocate(count))
         if evicted:
-            step.evicted += evicted
             if self.ordering.uses_match:
                 self._queue.cache_evicted(evicted)
+            step.evicted += step.take_back(evicted) if step.stored else evicted
 
     def _publish(self, seq: _Sequence, step: _Step) -> None:
         """Put the blocks that a sequence has filled into the prefix cache."""
@@ -630,12 +661,13 @@ class Engine:
             return
         seq.held, new = self.pool.publish(seq.held, seq.chain, start, end)
         seq.published = end
+        # Blocks already there come first (a cached block implies its parents): the new ones are the tail.
+        first = end - len(new)
+        new = _named(new)
         if not new:
             return
         if self.ordering.uses_match:
             self._queue.cache_stored(new)
-        # Blocks already there come first (a cached block implies its parents): the new ones are the tail.
-        first = end - len(new)
         step.stored.append(Stored(seq.rid, first, new, seq.chain[first - 1] if first else None))
 
     def _leave_batch(self, seq: _Sequence) -> None:
