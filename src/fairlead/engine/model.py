@@ -647,8 +647,8 @@ class Engine:
         """Take private blocks from the pool."""
         if not count:
             return
-        evicted = _named(self.pool.allocate(count))
-        if evicted:
+        evicted = self.pool.allocate(count)
+        if evicted and (evicted := _named(evicted)):
             if self.ordering.uses_match:
                 self._queue.cache_evicted(evicted)
             step.evicted += step.take_back(evicted) if step.stored else evicted
@@ -663,9 +663,10 @@ class Engine:
         seq.published = end
         # Blocks already there come first (a cached block implies its parents): the new ones are the tail.
         first = end - len(new)
-        new = _named(new)
-        if not new:
-            return
+        if not new or new[0] < 0:
+            return  # nothing new, or only what has no name
+        if new[-1] < 0:
+            new = _named(new)
         if self.ordering.uses_match:
             self._queue.cache_stored(new)
         step.stored.append(Stored(seq.rid, first, new, seq.chain[first - 1] if first else None))
