@@ -196,7 +196,8 @@ def test_a_whole_replay_leaves_its_result(tmp_path: Path) -> None:
     with_fake(fake, body)
 
 
-def test_ctrl_c_writes_what_there_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_writes_what_there_is(tmp_path: Path, sign: signal.Signals) -> None:
     path = tmp_path / "out.json"
 
     async def hangs(asked: Asked) -> bytes:
@@ -208,7 +209,7 @@ def test_ctrl_c_writes_what_there_is(tmp_path: Path) -> None:
     async def body() -> None:
         process = await command("judge", "--url", fake.url, "--json", str(path))
         await asyncio.wait_for(arrived.wait(), 30)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sign)
         _, err = await asyncio.wait_for(process.communicate(), 30)
         assert process.returncode == 130, err
         result = load(path)

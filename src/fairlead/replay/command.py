@@ -5,7 +5,7 @@ import asyncio
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from fairlead.trace.model import Trace, TraceError
 from fairlead.trace.workload import add_workload_arguments, workload_from
 
 _EVERY_S = 0.25
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +188,7 @@ async def _replay(args: argparse.Namespace, trace: Trace, asking: Asking, pace: 
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    _on_interrupt(task.cancel)
     try:
         await endpoint.open(next(iter(trace.clients)))
         trace = fitting(trace, args.max_model_len or endpoint.max_model_len)
@@ -199,15 +200,21 @@ async def _replay(args: argparse.Namespace, trace: Trace, asking: Asking, pace: 
         with _bar(errors, trace.requests) as watch:
 
             def started(sender: Sender) -> None:
-                loop.add_signal_handler(signal.SIGINT, sender.interrupt)
+                _on_interrupt(sender.interrupt)
                 for note in endpoint.notes:
                     errors.print(note, style="yellow", markup=False, highlight=False)
                 watch(sender)
 
             return await replay(trace, endpoint, pace, started=started, told=told)
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        for sign in _INTERRUPTS:
+            loop.remove_signal_handler(sign)
         await endpoint.pool.close()
+
+
+def _on_interrupt(act: Callable[[], object]) -> None:
+    for sign in _INTERRUPTS:
+        asyncio.get_running_loop().add_signal_handler(sign, act)
 
 
 def _allow_connections() -> None:
