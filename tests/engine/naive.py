@@ -81,14 +81,12 @@ class NaiveEngine:
         block_tokens: int,
         seqs: int,
         budget: int,
-        watermark: float = 0.01,
     ) -> None:
         self.profile = profile
         self.pool = NaivePool(blocks)
         self.size = block_tokens
         self.seqs = seqs
         self.budget = budget
-        self.watermark = blocks // 100
         self.waiting: list[NaiveSequence] = []
         self.batch: list[NaiveSequence] = []
         self.decoding: set[int] = set()
@@ -171,7 +169,7 @@ class NaiveEngine:
             matched = self.pool.match(seq.chain[: (seq.goal - 1) // self.size])
             needed = -(-seq.goal // self.size) - matched
             idle = sum(1 for key in seq.chain[:matched] if not self.pool.users[key])
-            if needed + idle > self.pool.available() - (self.watermark if self.batch else 0):
+            if needed + idle > self.pool.available():
                 break
             del self.waiting[0]
             for key in seq.chain[:matched]:

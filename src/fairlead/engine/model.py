@@ -12,7 +12,7 @@ A step, as in vLLM's scheduler:
    token budget goes.
 3. If nobody was preempted, waiting requests are admitted: preempted ones first, then as the
    ordering policy says. A request needs blocks for its whole prompt and, unless it is alone, leaves
-   a watermark free for those that decode.
+   the watermark free for those that decode: a share of the pool, 0 as vLLM's default is.
 
 No livelock: the sequence admitted first is never preempted while another one runs, and alone it
 always fits, since a request longer than the pool is refused. So the oldest one always ends.
@@ -237,7 +237,7 @@ class Engine:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         max_model_len: int | None = None,
-        watermark: float = 0.01,
+        watermark: float = 0.0,
         list_tokens: bool = True,
     ) -> None:
         self.profile = profile
