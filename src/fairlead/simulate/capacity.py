@@ -2,7 +2,7 @@
 
 The maximum is the highest rate of arrivals that reference policies (``lmetric`` over ``fcfs``) follow:
 between a fifth and four fifths of all ends, they complete requests at 95% or more of the pace at which
-an idle fleet would complete them with the same arrivals. Found by bisection over the spacing of
+a fleet without load would complete them with the same arrivals. Found by bisection over the spacing of
 arrivals, and kept on disk by content. Of generators, which are the same all along, a first part is
 looked at.
 """
@@ -10,7 +10,7 @@ looked at.
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,13 +22,13 @@ from fairlead.trace.transform import gamma_arrivals, limit, stretch
 
 REFERENCE = ("lmetric", "fcfs")
 FOLLOWS = 0.95
-"""Share of the idle fleet's pace that counts as following."""
+"""Share of the pace of a fleet without load that counts as following."""
 PRECISION = 0.03
 LONGEST = 20_000
 """Requests that are looked at; a workload's first ones."""
 LONGEST_GENERATED = 4_000
 """Likewise of a generator."""
-REVISION = 2
+REVISION = 3
 """Raised when the simulator gives other results for the same input: what was kept is measured again."""
 
 
@@ -112,21 +112,23 @@ def _key(trace: Trace, reference: Settings, longest: int) -> str:
 def _search(trace: Trace, settings: Settings, say: Callable[[str], None]) -> float:
     own_rate = rate_of(trace)
 
-    def pace(rate: float) -> float:
-        """Return completions a second in the middle of the run when so many requests a second arrive."""
-        run = World(stretch(trace, own_rate / rate), settings).run()
-        ends = sorted(run.requests.ended)
-        low, high = len(ends) // 5, len(ends) * 4 // 5
-        return (high - low) * 1e6 / max(1, ends[high] - ends[low])
+    def ends_at(rate: float) -> list[tuple[int, int]]:
+        """Return start and length of every session's every turn, if so many requests a second arrive."""
+        world = World(stretch(trace, own_rate / rate), settings)
+        ends: list[tuple[int, int]] = []
+        world.ends = ends
+        world.run()
+        return ends
 
-    # With everything at once: a first guess. With next to nothing: what an idle fleet's pace is,
-    # which is less than the rate where sessions are long, since the first and last ones are alone.
-    guess = pace(1e4 * own_rate)
-    idle = pace(guess / 10) / (guess / 10)
+    # With everything at once: a first guess. With next to nothing: how long each turn takes by itself.
+    guess = _pace(sum(end) for end in ends_at(1e4 * own_rate))
+    quiet_rate = guess / 20
+    quiet = ends_at(quiet_rate)
 
     def follows(rate: float) -> bool:
-        share = pace(rate) / (idle * rate)
-        say(f"{rate:.4g} requests/s: {share:.0%} of an idle fleet's pace")
+        ideal = _pace(int(start * quiet_rate / rate) + length for start, length in quiet)
+        share = _pace(sum(end) for end in ends_at(rate)) / ideal
+        say(f"{rate:.4g} requests/s: {share:.0%} of the pace without load")
         return share >= FOLLOWS
 
     low = high = guess
@@ -143,3 +145,10 @@ def _search(trace: Trace, settings: Settings, say: Callable[[str], None]) -> flo
         else:
             high = middle
     return low
+
+
+def _pace(ends: Iterable[int]) -> float:
+    """Return requests that end in a second, in the middle of a run."""
+    times = sorted(ends)
+    low, high = len(times) // 5, len(times) * 4 // 5
+    return (high - low) * 1e6 / max(1, times[high] - times[low])

@@ -22,7 +22,7 @@ def run_on_ray(works: Sequence[Work], address: str) -> Ends:
     except ImportError:
         raise ValueError("Ray is not installed: pip install 'fairlead[ray]'") from None
     try:
-        ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ValueError(f"no Ray cluster at {address}: {error}") from None
     # A task that dies for want of memory would die again.

@@ -107,6 +107,8 @@ class World:
         self._last_end = 0
         self._random = Random(f"{settings.seed}/cancel")
         self._back_us = settings.hop_us + settings.stale_us
+        self.ends: list[tuple[int, int]] | None = None
+        """Set to a list, it gets each request's session start, and how long after that it ended."""
 
     # ------------------------------------------------------------------ the loop
 
@@ -224,6 +226,9 @@ class World:
         del self._flights[row]
         self._last_end = now
         chain = flight.chain
+        if self.ends is not None:
+            start = columns.arrived[row] if chain is None else chain.session.at
+            self.ends.append((start, now - start))
         if chain is None:
             return
         chain.left -= 1
