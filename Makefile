@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint check bench test-engines docs lock clean help
+.PHONY: demo fast test test-fast lint check bench test-engines docs lock clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -25,8 +25,15 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
 demo: $(VENV)/.runtime ## four engines, the gateway, three clients: the difference, live, in a minute
 	@$(BIN)/fairlead demo $(ARGS)
 
-test: $(VENV)/.dev ## the fast test suite
-	$(BIN)/python -m pytest $(ARGS)
+fast: $(VENV)/.dev ## compile the hot path (a minute; needs a C compiler): docs/compiled.md
+	@$(BIN)/python scripts/compile.py
+
+test: $(VENV)/.dev ## the fast test suite, in pure Python
+	FAIRLEAD_PURE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-fast: fast ## compiled code gives what the sources give, and passes their tests
+	$(BIN)/python -m pytest --override-ini addopts="-q --strict-markers -rs" \
+	  tests/compiled tests/core tests/engine tests/simulate $(ARGS)
 
 test-engines: | $(BIN)/python ## the suite on two real vLLM servers, in .venv-engines (about 4 GB, minutes)
 	@$(PYTHON) scripts/setup_engines.py

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fairlead import __version__
+from fairlead import __version__, compiled
 from fairlead.core.params import PolicyError
 
 
@@ -37,6 +37,20 @@ COMMANDS = {
 }
 
 
+class _Version(argparse.Action):
+    """Says the version, and whether the hot path is compiled; only then is that looked up."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002 - argparse's
+        super().__init__(
+            option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help or "say the version and exit"
+        )
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print and exit."""
+        print(f"fairlead {__version__} ({'compiled' if compiled() else 'pure Python'})")
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``fairlead``. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -44,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="fairlead",
         description="Schedules LLM requests: fair to clients, prefix-cache aware, balanced over workers.",
     )
-    parser.add_argument("--version", action="version", version=f"fairlead {__version__}")
+    parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     # Only the chosen command's module is imported: `fairlead serve` must not pay for the demo's table.
     chosen = next((word for word in words if word in COMMANDS), None)

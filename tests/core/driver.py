@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 from fairlead.core import events as ev
 from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject
@@ -39,8 +40,17 @@ def make_dispatcher(
 class Driver:
     """The world: clients that send, workers that answer, break, come and go."""
 
-    def __init__(self, dispatcher: Dispatcher, rng: random.Random, *, check: bool = True) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        rng: random.Random,
+        *,
+        check: bool = True,
+        decide: Callable[[ev.Event], list[Command]] | None = None,
+    ) -> None:
+        """``decide`` is called in place of the dispatcher's ``step``: to record it, for one."""
         self.d = dispatcher
+        self.decide = decide or dispatcher.step
         self.rng = rng
         self.check = check
         self.now = 0
@@ -56,7 +66,7 @@ class Driver:
         self.delivered: Counter[str] = Counter()
 
     def send(self, event: ev.Event) -> list[Command]:
-        commands = self.d.step(event)
+        commands = self.decide(event)
         for command in commands:
             self.obey(command)
         self.log.append(repr((event, commands)))
@@ -200,7 +210,7 @@ class Driver:
         if retryable:
             self.queued[rid] = request
             del self.running[rid]
-            commands = self.d.step(ev.Failed(self.now, rid, retryable=True, reason="reset"))
+            commands = self.decide(ev.Failed(self.now, rid, retryable=True, reason="reset"))
             for command in commands:
                 if isinstance(command, Fail):  # out of attempts
                     self.running[rid] = (self.queued.pop(rid), worker)

@@ -162,6 +162,7 @@ def test_same_seed_and_history_give_the_same_decisions(name, given_params):
     assert World(name, given_params, 7, 5).run(400) == World(name, given_params, 7, 5).run(400)
 
 
+@pytest.mark.pure_only("replaces a method")
 @pytest.mark.parametrize("name", [n for n in POLICIES.names() if n not in RANDOM])
 def test_asked_twice_it_answers_the_same(name):
     """Deciding commits nothing: another process that asks, or a dispatcher that retries, changes nothing."""
@@ -251,6 +252,7 @@ def test_a_request_without_a_single_token_is_placed(name, given_params):
     assert policy(name, **given_params).choose(req, match(fleet), fleet, 0).slot in (0, 1, 2)
 
 
+@pytest.mark.pure_only("reads all attributes of an object by vars()")
 @every_policy
 def test_books_stay_small(name, given_params):
     """A thousand clients, workers that are replaced, and an hour of silence leave next to nothing."""

@@ -45,6 +45,7 @@ def history(routing: str, ordering: str, seed: int, kind: type[Dispatcher]) -> l
     return driver.log
 
 
+@pytest.mark.pure_only("inherits from a compiled class")
 @pytest.mark.parametrize(
     ("routing", "ordering"), [(r, "dlpm") for r in POLICIES.names()] + [("marginal", "vtc")]
 )

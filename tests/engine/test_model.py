@@ -187,7 +187,7 @@ class Bill:
 
     def admitted(self, number, item, extend_tokens):
         self.extend[item.client] += extend_tokens
-        self._order.admitted(number, item, extend_tokens)
+        return self._order.admitted(number, item, extend_tokens)
 
     def corrected(self, number, client, prompt_tokens, extend_tokens):
         self.extend[client] += extend_tokens

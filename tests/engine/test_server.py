@@ -351,6 +351,7 @@ def test_embeddings_are_unit_vectors_of_the_input() -> None:
     serve(body)
 
 
+@pytest.mark.pure_only("replaces a method")
 def test_the_client_comes_from_body_or_header() -> None:
     async def body(server: EngineServer) -> None:
         clients = []

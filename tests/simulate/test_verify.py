@@ -55,8 +55,7 @@ def record(
         for name, values in zip((routing, ordering), given, strict=True)
     ]
     log = DecisionLog(path, Setup.of(dispatcher, *specs, seed), background=False, **options)
-    dispatcher.step = recording(dispatcher.step, log)  # type: ignore[method-assign]
-    driver = Driver(dispatcher, rng, check=False)
+    driver = Driver(dispatcher, rng, check=False, decide=recording(dispatcher.step, log))
     driver.worker_up("w1")
     driver.worker_up("w2", exact=True)
     for _ in range(steps):
@@ -96,11 +95,10 @@ def test_events_that_were_refused_are_refused_again(tmp_path: Path) -> None:
     path = tmp_path / "d.log"
     dispatcher = make_dispatcher()
     log = DecisionLog(path, Setup.of(dispatcher, "marginal", "dlpm", 0), background=False)
-    dispatcher.step = recording(dispatcher.step, log)  # type: ignore[method-assign]
-    driver = Driver(dispatcher, random.Random(1))
+    driver = Driver(dispatcher, random.Random(1), decide=recording(dispatcher.step, log))
     driver.worker_up("w1")
     with pytest.raises(LifecycleError, match="unknown"):
-        dispatcher.step(ev.FirstToken(5, 99))
+        driver.decide(ev.FirstToken(5, 99))
     log.close()
     verdict = verified(path)
     assert verdict.identical

@@ -10,7 +10,6 @@ tokens as it can run at once, counted in this dispatcher's own books, and the re
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 from fairlead.core import events as ev
@@ -19,40 +18,20 @@ from fairlead.core.fleet import FleetState
 from fairlead.core.job import Job
 from fairlead.core.ledger import Ledger
 from fairlead.core.lifecycle import ENDS, LifecycleError, State
-from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
+from fairlead.core.model import BlockKey, ClientId, Request, RequestId
 from fairlead.core.ordering.base import Fits, Ordering, Queue, Waiting
 from fairlead.core.prefilling import Prefilling
 from fairlead.core.prefix import PrefixIndex
 from fairlead.core.routing.base import Match, Routing
+from fairlead.core.settings import Settings
 from fairlead.core.shedding import QueueShares
+
+__all__ = ["Dispatcher", "Settings"]
 
 HOUR_US = 3_600_000_000
 _HIT_MEMORY = 0.98  # weight of the past in a worker's hit rate: the last ~50 requests count
 _OUTPUT_MEMORY = 0.98  # likewise for the mean output length
 _MASK_CACHE = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What a dispatcher does beside its two policies."""
-
-    costs: Costs = field(default_factory=Costs)
-    max_attempts: int = 3
-    """Workers that one request is tried on before its caller is told that it failed."""
-    retry_ratio: float = 0.2
-    """Retries allowed for each request that arrives, so that an outage is not amplified."""
-    retry_burst: int = 100
-    """Most retries that can be saved up; also what a fresh dispatcher starts with."""
-    max_queued: int = 10_000
-    """Requests that may wait in all; beyond, the client with the longest queue loses its newest."""
-    queue_timeout_us: int = 60_000_000
-    """How long a request may wait before its caller is told to come back; 0 for ever."""
-    prefill_backlog_us: int = 200_000
-    """Prefill that a worker may have under way, in time; what exceeds it waits here. 0: no limit."""
-    max_clients: int = 100_000
-    """Accounts kept; idle ones go first."""
-    forward: bool = False
-    """Send at once, whatever a worker has: the engines order their queues themselves."""
 
 
 class Dispatcher:

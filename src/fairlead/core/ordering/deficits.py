@@ -10,12 +10,14 @@ All arithmetic is in integers, so books balance exactly.
 
 from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
-from math import inf
 from typing import Protocol
 
 from fairlead.core.model import ClientId
 from fairlead.core.ordering.clients import Accounts
 from fairlead.core.ordering.heaps import SPARE
+
+_NEVER = -(1 << 62)
+"""A balance that no account gets to."""
 
 
 class Holder(Protocol):
@@ -37,7 +39,7 @@ class Deficit:
         """While queued q - R * quantum, else q."""
         self.round = 0
         """While queued: the first round in which the client has credit, past or to come."""
-        self.edge = -inf
+        self.edge = _NEVER
         """The balance at which ``round`` becomes a later one; none while nothing is queued."""
         self.holders: dict[int, Holder] = {}
         self.used = False
@@ -93,7 +95,7 @@ class Deficits:
         if not account.holders:
             self._count(account.round, -1)
             account.balance += self.rounds * account.quantum
-            account.edge = -inf
+            account.edge = _NEVER
             account.used = True
             self.accounts.idle(account)
 

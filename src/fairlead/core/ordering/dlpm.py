@@ -25,7 +25,7 @@ class Lane(ItemHeap):
         super().__init__()
         self.account = account
         self.listed: _Entry | None = None
-        """The lane's one valid entry in its queue's agenda."""
+        """The lane's valid entry in its queue's agenda."""
 
 
 class DlpmQueue:
@@ -35,6 +35,9 @@ class DlpmQueue:
     it, best request first. When the round comes its heap is the order; nothing moves. An entry is
     never later than its lane should be: one that turns out to be early, because the client was
     charged or its best request went, is put right when it surfaces.
+
+    Entries are compared by value. A stale one that happens to equal the lane's valid one, in another
+    round, does no harm: whatever surfaces is held against the lane's present round and best request.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class DlpmQueue:
         while entries:
             entry = entries[0]
             lane = self._lanes.get(entry[2])
-            if lane is None or lane.listed is not entry:
+            if lane is None or lane.listed != entry:
                 heappop(entries)
                 self._entries -= 1
             elif lane.account.round > number:
@@ -207,7 +210,7 @@ class DlpmQueue:
                 for child in range(2 * source + 1, min(2 * source + 3, len(entries))):
                     heappush(frontier, (entries[child][:2], next(steps), child, None))
                 lane = self._lanes.get(entries[source][2])
-                if lane is None or lane.listed is not entries[source] or lane.account.round > number:
+                if lane is None or lane.listed != entries[source] or lane.account.round > number:
                     continue
                 source = lane.in_order()
             elif item is not None:
@@ -239,7 +242,9 @@ class DlpmQueue:
         self._tracker.check(self)
         assert sorted(self._agenda) == sorted(self._rounds)
         assert self._entries == sum(map(len, self._agenda.values())) <= 2 * len(self._lanes) + SPARE
-        listed = {id(entry): number for number, entries in self._agenda.items() for entry in entries}
+        listed: dict[_Entry, int] = {}
+        for number in sorted(self._agenda, reverse=True):
+            listed.update(dict.fromkeys(self._agenda[number], number))
         for client, lane in self._lanes.items():
             lane.check()
             assert lane.account.client == client
@@ -249,7 +254,7 @@ class DlpmQueue:
             assert lane.first() is first
             assert lane.listed is not None
             assert lane.listed[:2] <= (-first.matched_tokens, first.seq)
-            assert listed[id(lane.listed)] <= max(lane.account.round, self._deficits.rounds)
+            assert listed[lane.listed] <= max(lane.account.round, self._deficits.rounds)
 
     def __len__(self) -> int:
         return self._size

@@ -185,8 +185,9 @@ class VtcQueue:
 
     def _by_counter(self) -> Iterator[Waiting]:
         """Walk all requests, smallest counter first, oldest first within a client."""
-        lanes = sorted(self._lanes.values(), key=lambda lane: (lane.account.value, lane.born))
-        return (item for lane in lanes for _, item in lane.in_order())
+        for lane in sorted(self._lanes.values(), key=lambda lane: (lane.account.value, lane.born)):
+            for _, item in lane.in_order():
+                yield item
 
     def check(self) -> None:
         """Raise AssertionError if an internal invariant is broken."""

@@ -40,4 +40,5 @@ POLICIES: Registry[RoutingBase] = Registry(
 
 def make_routing(name: str, given: Mapping[str, object] | None, context: RoutingContext) -> RoutingBase:
     """Make the policy called ``name``; raise ``PolicyError`` on an unknown name, parameter or bad value."""
+    POLICIES.resolve(name, given)  # refuses unknown names before one of them is taken for an argument
     return POLICIES.get(name)(context, **(given or {}))
