@@ -18,6 +18,8 @@ from fairlead.trace.transform import cap_tokens
 
 LATE_MS = 20.0
 """A sender whose 99th percentile is later than this is told so: its own lateness is in every TTFT."""
+MERGED = 1.05
+"""Tokens an event beyond which a reader is told that the gaps between tokens are not all seen."""
 _REACH_LIMIT = 50_000
 """Requests that the reachable hit rate is computed on: it remembers every block."""
 
@@ -137,6 +139,9 @@ def _notes(trace: Trace, sender: Sender, pace: Pace) -> list[str]:
         notes.append(f"{tally.other_length:,} answers were not as long as the workload's")
     if tally.other_prompt:
         notes.append(f"{tally.other_prompt:,} prompts were not as long as the workload's")
+    if tally.tokens > MERGED * tally.events:
+        each = tally.tokens / tally.events
+        notes.append(f"{each:.3g} tokens came in an event: ITL is the time between events")
     late = lateness_ms(sender).get("p99", 0.0)
     if late > LATE_MS:
         notes.append(f"the sender itself was late (p99 {late:,.0f} ms), which TTFT includes")
@@ -166,6 +171,7 @@ def _settings(
         "abandoned_turns": tally.abandoned,
         "other_output_length": tally.other_length,
         "other_prompt_length": tally.other_prompt,
+        "tokens_an_event": round(tally.tokens / tally.events, 4) if tally.events else None,
         "errors": dict(tally.reasons.most_common()),
         "sender_late_ms": lateness_ms(sender),
         "stale_connections": endpoint.pool.stale_retries,

@@ -84,6 +84,10 @@ class Tally:
     """Answers whose length is not the workload's."""
     other_prompt: int = 0
     """Prompts whose length, as the server counts, is not the workload's."""
+    events: int = 0
+    """Events with tokens, of answers whose length the server told."""
+    tokens: int = 0
+    """Tokens in them. More than events where a server puts several into one."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Why requests were rejected or failed; the most frequent ones."""
 
@@ -299,6 +303,9 @@ class Sender:
         if usage.prompt_tokens:
             self.tally.other_prompt += usage.prompt_tokens != requests.prompt[row]
             requests.prompt[row] = usage.prompt_tokens
+        if answer.tokens:
+            self.tally.events += answer.tokens
+            self.tally.tokens += usage.completion_tokens
         self.tally.other_length += usage.completion_tokens != self.record.planned[row]
 
 
