@@ -116,8 +116,7 @@ def run(args: argparse.Namespace) -> int:
         watch.sum_up()
         errors.print("stopped; the same command goes on from there", style="yellow", highlight=False)
         return 130
-    for name, text in failures:
-        print(f"fairlead compare: {name}: {text}", file=sys.stderr)
+    _tell(failures)
     return 1 if failures else 0
 
 
@@ -171,6 +170,16 @@ def seeds_mean(cells: Sequence[Cell]) -> str:
             " there are any: intervals speak of no more than that."
         )
     return "A seed makes the whole workload anew: intervals speak of other draws of the same generator."
+
+
+def _tell(failures: Sequence[tuple[str, str]]) -> None:
+    """Print every fault once: what is wrong with a workload is wrong in all its cells."""
+    names: dict[str, list[str]] = {}
+    for name, text in failures:
+        names.setdefault(text, []).append(name)
+    for text, where in names.items():
+        more = f", and {len(where) - 1} more cells" if len(where) > 1 else ""
+        print(f"fairlead compare: {where[0]}{more}: {text}", file=sys.stderr)
 
 
 def _write(args: argparse.Namespace, cells: Sequence[Cell], found: Sequence[Result | None]) -> None:

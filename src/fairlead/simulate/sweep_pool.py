@@ -52,7 +52,9 @@ def attempt(work: Work) -> Any:
 def run_here(works: Sequence[Work]) -> Ends:
     """Do the work in this process, group by group."""
     queue = _Queue(works)
-    while (place := queue.take(None)) is not None:
+    group: Hashable = None
+    while (place := queue.take(group)) is not None:
+        group = works[place].group
         yield place, attempt(works[place])
 
 
@@ -65,7 +67,6 @@ def run_in_processes(works: Sequence[Work], processes: int) -> Ends:
     crew: list[_Worker] = []
     try:
         while True:
-            busy = [worker for worker in crew if worker.place >= 0]
             for worker in crew:
                 if worker.place < 0 and (place := queue.take(worker.group)) is not None:
                     worker.give(place, works[place])

@@ -4,6 +4,7 @@ Every node needs this version of fairlead, and traces at the same paths; tasks c
 """
 
 import importlib
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ def run_on_ray(works: Sequence[Work], address: str) -> Ends:
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise ValueError("Ray is not installed: pip install 'fairlead[ray]'") from None
+    _knock(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -43,6 +45,17 @@ def run_on_ray(works: Sequence[Work], address: str) -> Ends:
         for reference in waiting:
             ray.cancel(reference, force=True)
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise ValueError if nobody listens at ``host:port``: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # such as "auto", which Ray finds by itself
+        return
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"no Ray cluster at {address}: {error}") from None
 
 
 def _work(work: Work, code: str) -> Any:
