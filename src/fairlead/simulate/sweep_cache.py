@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import fairlead
+from fairlead import __version__
 from fairlead.report.results import ResultError, load, save
 from fairlead.simulate import sweep_cell
 from fairlead.simulate.capacity import Capacity
@@ -29,7 +29,7 @@ _NOT_OF_THE_FLEET = (
     "interval_us", "until_us", "max_queued", "stale_us", "exact_cache",
 )  # fmt: skip
 """Settings without a say in the maximum load. One that is missing here costs a measurement too many."""
-_ROOT = Path(fairlead.__file__).parent
+_ROOT = Path(__file__).parent.parent
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +38,7 @@ def code_hash() -> str:
 
     Taken once a process: it is this process's code, not what files say by now.
     """
-    state = hashlib.blake2b(fairlead.__version__.encode(), digest_size=16)
+    state = hashlib.blake2b(__version__.encode(), digest_size=16)
     for name, path in sorted(sources(sweep_cell.__name__).items()):
         state.update(f"\0{name}\0".encode() + path.read_bytes())
     return state.hexdigest()
