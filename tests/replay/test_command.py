@@ -1,8 +1,10 @@
 """The command line of ``fairlead replay``: what is refused, and how it ends."""
 
+import argparse
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -14,8 +16,9 @@ import pytest
 import uvloop
 
 from fairlead.cli import main
-from fairlead.replay.command import read_keys, read_vocabulary
+from fairlead.replay.command import add_arguments, read_keys, read_vocabulary
 from fairlead.replay.endpoint import Asking, Endpoint, ReplayError
+from fairlead.replay.live import LATE_MS
 from fairlead.report.results import load
 from tests.replay.fake import Asked, Fake, answer, good, with_fake
 
@@ -221,6 +224,26 @@ def test_ctrl_c_writes_what_there_is(tmp_path: Path, sign: signal.Signals) -> No
     with_fake(fake, body)
 
 
+def test_ctrl_c_before_the_first_request_leaves_nothing(tmp_path: Path) -> None:
+    async def hangs(asked: Asked) -> bytes:
+        asking.set()
+        await asyncio.sleep(60)
+        return good(asked)
+
+    async def body() -> None:
+        process = await command("judge", "--url", fake.url, "--json", str(tmp_path / "out.json"))
+        await asyncio.wait_for(asking.wait(), 30)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 130
+        assert b"interrupted before the first request" in err
+        assert not (tmp_path / "out.json").exists()
+
+    asking = asyncio.Event()
+    fake = Fake(hangs)
+    with_fake(fake, body)
+
+
 def test_nothing_completed_is_no_success() -> None:
     def full(asked: Asked) -> bytes:
         return answer(429, {"error": {"message": "full"}}) if asked.body.get("stream") else good(asked)
@@ -233,3 +256,15 @@ def test_nothing_completed_is_no_success() -> None:
 
     fake = Fake(full)
     with_fake(fake, body)
+
+
+def test_the_page_names_the_flags_and_figures_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs/replay.md").read_text()
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    named = set(re.findall(r"`(--[a-z-]+)", page))
+    assert named <= {flag for action in parser._actions for flag in action.option_strings}
+    assert {"--api-key", "--client-header", "--speed", "--timeout", "--vocab", "--lengths", "--salt"} <= named
+    assert f"`--vocab {parser.get_default('vocab')}`" in page
+    assert f"`--timeout` ({parser.get_default('timeout'):g} s)" in page
+    assert f"P99 exceeds {LATE_MS:g} ms" in page
