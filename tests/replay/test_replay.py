@@ -300,6 +300,13 @@ def test_an_interrupt_keeps_what_there_is() -> None:
     with_fake(fake, body)
 
 
+def test_an_interrupt_before_the_first_request_leaves_an_empty_result() -> None:
+    run, sender = on_engine(trace_of(single()), started=lambda sender: sender.interrupt())
+    check(run, sender)
+    assert summarise(run)["num_prompts"] == 0
+    assert "interrupted after 0 of 1 requests" in run.labels
+
+
 def test_a_trace_that_breaks_while_it_is_read_ends_the_replay() -> None:
     def sessions():
         yield single()

@@ -130,7 +130,8 @@ class Sender:
     async def run(self) -> None:
         """Send everything and wait until all has ended. Raises what the trace raises while it is read."""
         self._start_ns = perf_counter_ns()
-        self._arm(0)
+        if not self._over.is_set():
+            self._arm(0)
         await self._over.wait()
         if self._failure is not None:
             raise self._failure
