@@ -46,6 +46,11 @@ class EngineRun:
         before, self.wake_us = self.wake_us, self._start + result.duration_us
         return self.wake_us != before
 
+    @property
+    def ended_steps(self) -> int:
+        """Steps that have ended and that no wake has told yet; right after ``touch``."""
+        return self._result.steps - 1 if self._result is not None else 0
+
     def start(self, now: int) -> None:
         """Begin the next step, if there is anything to do and none is under way."""
         if self.wake_us == IDLE:

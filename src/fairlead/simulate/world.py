@@ -439,9 +439,11 @@ class World:
 
     def _dies(self, now: int, fault: Any) -> None:
         slot = fault.worker
-        if self._engines[slot] is None:
+        run = self._engines[slot]
+        if run is None:
             return
         self._touch(slot, now)
+        self._steps += run.ended_steps
         self._engines[slot] = None
         self._wakes[slot] = IDLE
         for row in list(self._on_worker[slot]):
