@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fairlead.simulate.compare_arguments import (
     specs,
 )
 from fairlead.simulate.compare_command import cells_from, seeds_mean, slos_from
+from fairlead.simulate.settings import Settings
 from fairlead.simulate.sweep import ALL, Cell, Sample
 from tests.simulate.sweeping import mooncake
 
@@ -44,6 +46,23 @@ SPEC = st.builds(
     st.sampled_from(["linear", "d2lpm", "lmetric", "round_robin"]),
     st.dictionaries(st.sampled_from(["alpha", "beta", "quantum"]), st.sampled_from(["1", "1e+3", "a:b"])),
 )
+
+
+def test_the_page_names_each_flag_and_its_examples_are_policies() -> None:
+    page = (Path(__file__).parents[2] / "docs/compare.md").read_text()
+    parser = argparse.ArgumentParser(add_help=False)
+    compare_command.add_arguments(parser)
+    own = next(group for group in parser._action_groups if group.title == "options")
+    flags = {action.option_strings[0] for action in own._group_actions}
+    assert {flag for flag in flags if not re.search(rf"[` ]{flag}[` ]", page)} == set()
+    listed = re.search(r"`--policies\s+(linear:\S+)`", page)
+    assert listed
+    assert [pair.policy for pair in pairs_from("", listed[1], "", "")] == [
+        "linear:preset=production,alpha=0.3",
+        "lmetric",
+    ]
+    for pair in pairs_from("", listed[1], "", ""):
+        Settings(policy=pair.policy, order=pair.order).dispatcher({})
 
 
 @given(st.lists(SPEC, max_size=6))
@@ -245,6 +264,7 @@ def test_a_failed_cell_ends_with_1_and_its_name_and_the_rest_is_shown(
     assert main(["compare", *SMALL, "--pairs", "dlpm+d2lpm,fcfs+lmetric"]) == 1
     told = capsys.readouterr()
     assert "fairlead compare: dlpm+d2lpm, load 0, seed 1, and 1 more cells: RuntimeError: broken" in told.err
+    assert "4 of 4 cells, 2 simulated in " in told.err
     assert "2 failed" in told.err
     assert "lmetric" in told.out
 

@@ -259,7 +259,7 @@ class _Watch:
         state = self._state
         if state.doing != "cells" or not state.total:
             return
-        simulated = state.done - state.kept
+        simulated = state.done - state.kept - state.failed
         parts = [f"{state.done} of {state.total} cells"]
         if state.kept:
             parts.append(f"{state.kept} from the cache")

@@ -36,6 +36,7 @@ class State(NamedTuple):
     requests: int = 0
     """Requests simulated by this sweep."""
     elapsed_s: float = 0.0
+    """Since this was begun: the maxima, or the cells."""
 
 
 Progress = Callable[[State], None]
@@ -122,7 +123,6 @@ class _Sweep:
     ) -> None:
         self.cells, self.store, self.keys, self.slos = cells, store, keys, slos
         self.runner, self.progress, self.fresh = runner, progress, fresh
-        self.began = time.monotonic()
         self.results: list[dict[str, Any] | None] = [None] * len(cells)
         self.faults: dict[int, str] = {}
         """By the cell's place."""
@@ -143,6 +143,7 @@ class _Sweep:
             if not 0 <= cell.load <= 100:
                 raise ValueError(f"load is a share of the maximum, such as 0.7, not {cell.load:g}")
             self.keys.of(cell, None)
+            cell.settings.dispatcher({})  # some parameters contradict each other
         except ValueError as error:
             raise type(error)(f"{cell.name}: {error}") from None
 
@@ -205,9 +206,10 @@ class _Sweep:
     def _all(self, doing: str, works: list[Work], kept: int = 0) -> Generator[Ended, None, None]:
         """Do all the work, yield what ended, and tell how far it is."""
         done = requests = failed = 0
+        began = time.monotonic()
 
         def tell() -> None:
-            elapsed = time.monotonic() - self.began
+            elapsed = time.monotonic() - began
             total = len(works) + kept
             self.progress(State(doing, done + kept, total, kept, failed, requests, elapsed))
 
