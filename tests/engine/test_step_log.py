@@ -73,7 +73,9 @@ def test_a_prompt_in_chunks_then_a_decode(engine: Scheduler, tmp_path: Path) -> 
     engine.step(0.008, a=18)
     engine.step(0.004, "a", a=1)
     first, second, third = written(engine, tmp_path)
-    assert first == LoggedStep(Work(0, 0, 50, 50 * (64 + 50)), 10_000, 5e6, ["a"], [("a", 32)], [], [])
+    assert first == LoggedStep(
+        Work(0, 0, 50, 50 * (64 + 50)), 10_000, 5e6, [("a", 5_000_000)], [("a", 32)], [], []
+    )
     assert second.work == Work(0, 0, 18, 18 * (2 * 82 + 18))
     assert second.admitted == []
     assert third.work == Work(1, 100, 0, 0)
@@ -136,7 +138,7 @@ def test_nothing_scheduled_is_no_step(engine: Scheduler, tmp_path: Path) -> None
     engine.step(0.001)
     engine.step(0.001, "a", a=10)
     (step,) = written(engine, tmp_path)
-    assert step.arrived == ["a"]
+    assert step.arrived == [("a", 0)]
 
 
 def test_rows_reach_the_file_when_the_engine_has_nothing_to_do(tmp_path: Path) -> None:

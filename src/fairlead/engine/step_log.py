@@ -5,10 +5,11 @@
 - the figures of ``steptime.Work``, and ``step_us``: until the end of the step, from its start or from the
   end of the one before if the engine had work all the time. Host code between steps is therefore in it;
 - ``begin_us`` on the engine's monotonic clock;
-- request ids, each list in the order of events: ``arrived`` since the step before, ``admitted`` with
-  the cached tokens behind a colon, ``preempted``, ``finished``.
+- request ids, each list in the order of events: ``arrived`` since the step before, with the moment behind a
+  colon (in microseconds, as ``begin_us``); ``admitted``, with the cached tokens; ``preempted``; ``finished``.
 
-With those lists the same requests can be put through the model step for step, and every decision compared.
+With those lists the same requests can be put through the model step for step, and every decision compared;
+and what the engine itself took can be told from what the server around it added.
 """
 
 import csv
@@ -37,12 +38,12 @@ class Scheduled(Protocol):
 
 
 class LoggedStep(NamedTuple):
-    """One row. ``admitted``: request id and cached tokens."""
+    """One row. ``arrived``: request id and moment in microseconds; ``admitted``: id and cached tokens."""
 
     work: Work
     step_us: float
     begin_us: float
-    arrived: list[str]
+    arrived: list[tuple[str, int]]
     admitted: list[tuple[str, int]]
     preempted: list[str]
     finished: list[str]
@@ -62,7 +63,7 @@ class StepNotes:
         self._decoding: set[str] = set()
         """Requests whose prompt is computed, as far as it is scheduled."""
         self._batch: set[str] = set()
-        self._arrived: list[str] = []
+        self._arrived: list[tuple[str, int]] = []
         self._preempted: list[str] = []
         self._under_way: deque[LoggedStep] = deque()
         self._busy_since = 0.0
@@ -71,7 +72,7 @@ class StepNotes:
 
     def arrived(self, rid: str) -> None:
         """Note that a request came into the engine's queue."""
-        self._arrived.append(rid)
+        self._arrived.append((rid, round(self._clock() * 1e6)))
 
     def preempted(self, rid: str) -> None:
         """Note that a request lost its KV."""
@@ -119,8 +120,11 @@ class StepNotes:
             self._unflushed = 0
 
     def _write(self, step: LoggedStep) -> None:
-        admitted = (f"{rid}:{cached}" for rid, cached in step.admitted)
-        lists: list[Iterable[str]] = [step.arrived, admitted, step.preempted, step.finished]
+        lists: list[Iterable[str]] = [
+            *([f"{rid}:{value}" for rid, value in pairs] for pairs in (step.arrived, step.admitted)),
+            step.preempted,
+            step.finished,
+        ]
         times = (f"{step.step_us:.1f}", f"{step.begin_us:.1f}")
         self._writer.writerow((*step.work, *times, *map(" ".join, lists)))
         self._unflushed += 1
@@ -138,13 +142,16 @@ def read_step_log(path: Path) -> list[LoggedStep]:
 def _read(row: list[str]) -> LoggedStep:
     size = len(Work._fields)
     arrived, admitted, preempted, finished = map(str.split, row[size + 2 :])
-    pairs = (one.rpartition(":") for one in admitted)
     return LoggedStep(
         Work(*map(int, row[:size])),
         float(row[size]),
         float(row[size + 1]),
-        arrived,
-        [(rid, int(cached)) for rid, _, cached in pairs],
+        _pairs(arrived),
+        _pairs(admitted),
         preempted,
         finished,
     )
+
+
+def _pairs(entries: list[str]) -> list[tuple[str, int]]:
+    return [(rid, int(value)) for rid, _, value in (entry.rpartition(":") for entry in entries)]
