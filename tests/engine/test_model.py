@@ -107,14 +107,20 @@ def jobs_of(drawn: list[Draw]) -> list[Job]:
 
 
 @RUNS
-@given(drawn=JOBS, blocks=st.integers(16, 40), seqs=st.integers(1, 6), budget=st.integers(6, 40))
-def test_everything_ends_and_nothing_is_lost(drawn, blocks, seqs, budget):
+@given(
+    drawn=JOBS,
+    blocks=st.integers(16, 40),
+    seqs=st.integers(1, 6),
+    budget=st.integers(6, 40),
+    ahead=st.booleans(),
+)
+def test_everything_ends_and_nothing_is_lost(drawn, blocks, seqs, budget, ahead):
     """Requests come and are cancelled between steps; each of the others gets all its tokens, once.
 
     After every step the books of pool, batch and queue are counted afresh, and the cache is what the
     stored and evicted blocks say.
     """
-    engine = engine_of(blocks, seqs, budget)
+    engine = engine_of(blocks, seqs, budget, async_scheduling=ahead)
     jobs = jobs_of(drawn)
     arrivals = list(accumulate(d.gap for d in drawn))
     tokens: Counter[int] = Counter()

@@ -17,6 +17,11 @@ A step, as in vLLM's scheduler:
 No livelock: the sequence admitted first is never preempted while another one runs, and alone it
 always fits, since a request longer than the pool is refused. So the oldest one always ends.
 
+With ``async_scheduling``, vLLM's default on GPUs, a step is scheduled when the one before it begins, so that
+the GPU never waits for the host. What comes during a step is then looked at by the step after the next, and
+a request that ends keeps its place in the batch and its blocks for one step more. If nothing could be
+scheduled in advance, the next step is scheduled when the last one has ended.
+
 Cost of a step: the sequences that finish, prefill or are admitted in it, not the batch. A decoding
 sequence is not touched between those moments; its state follows from the step number, and the blocks
 that a step needs from how many sequences fill one in it. So steps that only decode can be taken many at
@@ -180,6 +185,7 @@ class _Step:
         "evicted",
         "finished",
         "first",
+        "full",
         "preempted",
         "prefilled",
         "ready",
@@ -195,6 +201,8 @@ class _Step:
         self.finished: list[RequestId] = []
         self.admitted: list[Admission] = []
         self.preempted: list[RequestId] = []
+        self.full = False
+        """Blocks had to be taken from somebody: nobody is admitted."""
         self.evicted: list[BlockKey] = []
         self.stored: list[Stored] = []
 
@@ -225,6 +233,7 @@ class Engine:
     ``ordering`` belongs to this engine alone (queue number 0); first come, first served by default.
     The limits default to the profile's; ``kv_blocks`` overrides its pool size, in blocks. Without
     ``list_tokens`` results do not name the requests that got a token, which takes time for each.
+    ``async_scheduling``: see the module.
     """
 
     def __init__(
@@ -239,6 +248,7 @@ class Engine:
         max_model_len: int | None = None,
         watermark: float = 0.0,
         list_tokens: bool = True,
+        async_scheduling: bool = False,
     ) -> None:
         self.profile = profile
         self.block_tokens = block_tokens
@@ -270,6 +280,13 @@ class Engine:
         """The decoding sequences by their ``phase``."""
         self._phase_counts = [0] * block_tokens
         self._list_tokens = list_tokens
+        self._ahead = async_scheduling
+        self._under_way = False
+        """Whether a step was taken, and the next one has not been asked for in vain."""
+        self._late: list[_Sequence] = []
+        """What came during the last step, if the next one was scheduled before."""
+        self._leaving: list[_Sequence] = []
+        """Requests that ended in the last step, and are still in the batch."""
         self._arrivals = 0
         self._admissions = 0
         self._next_tick = 0
@@ -326,11 +343,16 @@ class Engine:
             chain = [*chain, *output_keys, *range(self._unnamed, self._unnamed + unnamed)]
         item = Waiting(request, self._arrivals)
         self._arrivals += 1
-        self._sequences[request.rid] = _Sequence(item, output_tokens, chain)
-        matched = self.pool.match(request.keys) if self.ordering.uses_match else 0
-        self._queue.push(item, matched)
+        self._sequences[request.rid] = seq = _Sequence(item, output_tokens, chain)
+        if self._ahead and self._under_way:
+            self._late.append(seq)
+        else:
+            self._push(item)
         if now >= self._next_tick:
             self._tick(now)
+
+    def _push(self, item: Waiting) -> None:
+        self._queue.push(item, self.pool.match(item.request.keys) if self.ordering.uses_match else 0)
 
     def cancel(self, rid: RequestId) -> bool:
         """Drop a request wherever it is; return whether it was still in the engine.
@@ -341,7 +363,10 @@ class Engine:
         if seq is None:
             return False
         if seq.state == _WAITING:
-            self._queue.discard(seq.item)
+            if seq in self._late:
+                self._late.remove(seq)
+            else:
+                self._queue.discard(seq.item)
             return True
         if seq.state == _PREEMPTED:
             self._preempted.remove(seq)
@@ -368,12 +393,28 @@ class Engine:
         step.budget -= len(self._decodes)
         for seq in tuple(self._prefills.values()):
             self._prefill(seq, step)
-        if not step.preempted:
+        if not step.full:
             self._admit(step)
-        if not self._decodes and not step.prefilled:
+        idle = not self._decodes and not step.prefilled
+        if self._late or self._leaving:
+            self._catch_up()
+            if idle:
+                self._admit(step)
+                idle = not step.prefilled
+        self._under_way = not idle
+        if idle:
             assert not self._batch, "a batch that makes no progress"
             return None
         return self._compute(step, 1)
+
+    def _catch_up(self) -> None:
+        """Take note of what happened in the last step."""
+        for seq in self._leaving:
+            self._let_go(seq)
+        self._leaving.clear()
+        for seq in self._late:
+            self._push(seq.item)
+        self._late.clear()
 
     def coast_steps(self) -> int:
         """Return how many steps from now would only decode, up to the next that ends a request.
@@ -381,7 +422,7 @@ class Engine:
         0 if the next one does more: it has to be a ``step``. Whatever is submitted or cancelled
         changes the answer.
         """
-        if not self._decodes or self._prefills or self._may_admit():
+        if not self._decodes or self._prefills or self._late or self._leaving or self._may_admit():
             return 0
         ends = self._ends
         while ends[0][2].due != ends[0][0]:
@@ -453,9 +494,10 @@ class Engine:
     @property
     def load(self) -> Load:
         """What the engine reports of itself, as of the end of the last step."""
+        running = len(self._batch) - len(self._leaving)
         return Load(
-            len(self._batch),
-            len(self._sequences) - len(self._batch),
+            running,
+            len(self._sequences) - running,
             self.pool.used / self.pool.blocks,
             self._queries,
             self._hits,
@@ -473,7 +515,13 @@ class Engine:
             return
         for seq in sorted(self._phases[phase].values(), key=_by_admission):
             while seq.state == _DECODE and not self.pool.available:
-                self._preempt(next(reversed(self._batch.values())), step)
+                step.full = True
+                youngest = next(reversed(self._batch.values()))
+                if youngest.state == _GONE:
+                    self._leaving.remove(youngest)
+                    self._let_go(youngest)
+                else:
+                    self._preempt(youngest, step)
             if seq.state == _DECODE:
                 self._take_blocks(1, step)
 
@@ -673,7 +721,11 @@ class Engine:
 
     def _leave_batch(self, seq: _Sequence) -> None:
         """Take a sequence out of the batch and give back its blocks; ``computed`` stays as a record."""
-        del self._batch[seq.rid]
+        self._stop(seq)
+        self._let_go(seq)
+
+    def _stop(self, seq: _Sequence) -> None:
+        """Compute no more of a sequence."""
         if seq.state == _DECODE:
             self._end_decoding(seq)
             seq.goal = seq.item.request.prompt_tokens + seq.output
@@ -681,13 +733,22 @@ class Engine:
         else:
             del self._prefills[seq.rid]
         seq.state = _GONE
+
+    def _let_go(self, seq: _Sequence) -> None:
+        """Give up a stopped sequence's place in the batch, and its blocks."""
+        del self._batch[seq.rid]
         self.pool.release(seq.held, seq.blocks - seq.published)
         seq.blocks = seq.published = 0
 
     def _finish(self, seq: _Sequence, step: _Step) -> None:
-        self._leave_batch(seq)
         del self._sequences[seq.rid]
         step.finished.append(seq.rid)
+        self._stop(seq)
+        # The next step was scheduled before; it misses place and blocks only if it has a use for them.
+        if self._ahead and (self._preempted or len(self._queue) or self.pool.available < len(self._batch)):
+            self._leaving.append(seq)
+        else:
+            self._let_go(seq)
 
     def _tick(self, now: int) -> None:
         self._next_tick = now + TICK_US
@@ -712,9 +773,11 @@ class Engine:
                 references[key] = references.get(key, 0) + 1
         assert context == self._context
         self.pool.check_holders(references, private)
-        assert set(self._batch) == set(self._prefills) | set(self._decodes)
+        leaving = {seq.rid for seq in self._leaving}
+        assert set(self._batch) == set(self._prefills) | set(self._decodes) | leaving
         assert [len(phase) for phase in self._phases] == self._phase_counts
-        assert len(self._batch) + len(self._preempted) + len(self._queue) == len(self._sequences)
+        waiting = len(self._preempted) + len(self._queue) + len(self._late)
+        assert len(self._batch) - len(leaving) + waiting == len(self._sequences)
 
     def __repr__(self) -> str:
         load = self.load
