@@ -539,7 +539,8 @@ class Engine:
     def _preempt(self, seq: _Sequence, step: _Step) -> None:
         if seq.state == _DECODE:
             self._settle(seq)
-            self._publish(seq, step)
+            # Scheduled ahead, the engine does not know the newest token yet, and a block has no key without.
+            self._publish(seq, step, unknown=int(self._ahead))
         self._leave_batch(seq)
         seq.state = _PREEMPTED
         self._preempted.appendleft(seq)
@@ -701,10 +702,10 @@ class Engine:
                 self._queue.cache_evicted(evicted)
             step.evicted += step.take_back(evicted) if step.stored else evicted
 
-    def _publish(self, seq: _Sequence, step: _Step) -> None:
-        """Put the blocks that a sequence has filled into the prefix cache."""
+    def _publish(self, seq: _Sequence, step: _Step, unknown: int = 0) -> None:
+        """Put the blocks that a sequence has filled, but for its last tokens, into the prefix cache."""
         start = seq.published
-        end = min(seq.computed // self.block_tokens, len(seq.chain))
+        end = min((seq.computed - unknown) // self.block_tokens, len(seq.chain))
         if end <= start:
             return
         seq.held, new = self.pool.publish(seq.held, seq.chain, start, end)
