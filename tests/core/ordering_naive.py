@@ -50,7 +50,17 @@ class NaiveLpm:
 class NaiveDlpm:
     """Algorithm 1 of the paper for each scope, with the fleet's rules where a scope has many queues."""
 
-    def __init__(self, quantum: int, costs: Costs, *, fleet: bool, skip: bool, debt_limit: int) -> None:
+    def __init__(
+        self,
+        quantum: int,
+        costs: Costs,
+        *,
+        fleet: bool,
+        skip: bool,
+        debt_limit: int,
+        ageing: int | None = None,
+    ) -> None:
+        self.ageing = ageing
         self.base = quantum
         self.costs = costs
         self.fleet = fleet
@@ -87,7 +97,7 @@ class NaiveDlpm:
         queue = self.queues[number]
         if not queue.items:
             return None
-        items = sorted(queue.items, key=lambda item: (-queue.tokens(item), item.seq))
+        items = sorted(queue.items, key=lambda item: (self.rank(queue, item), item.seq))
         while all(self.credit(number, client) <= 0 for client in self.queued(number)):
             for client in self.queued(number):
                 if self.credit(number, client) <= 0:
@@ -96,6 +106,12 @@ class NaiveDlpm:
         if positive:
             return choose(positive, fits, self.skip)
         return self.least_indebted(number, items, fits)
+
+    def rank(self, queue: NaiveQueue, item: Waiting) -> int:
+        if self.ageing is None:
+            return -queue.tokens(item)
+        request = item.request
+        return request.prompt_tokens - queue.tokens(item) + request.arrived_us * self.ageing // 1_000_000
 
     def least_indebted(self, number: int, items: list[Waiting], fits: Fits) -> Waiting | None:
         clients = {item.client for item in items}

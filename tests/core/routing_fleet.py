@@ -23,6 +23,7 @@ class PlainFleet:
         self.queued = [0] * n
         self.pending = [0] * n
         self.kv_used = [0] * n
+        self.kv_running = [0] * n
         self.kv_cached = [0] * n
         self.kv_tokens = [500_000] * n
         self.sequences = [256] * n
@@ -30,10 +31,22 @@ class PlainFleet:
         self.engine_waiting = [0] * n
         self.engine_running = [0] * n
         self.reported_us = [0] * n
+        self.before: list[tuple[int, int]] = []
+        """By slot: what waits and goes before any request; none: nothing waits."""
         for name, values in lists.items():
             assert len(values) == n, name
             assert hasattr(self, name), name
             setattr(self, name, list(values))
+
+    @property
+    def waiting(self) -> int:
+        return sum(self.queued) if self.before else 0
+
+    def waiting_tokens(self, slot: int) -> int:
+        return self.before[slot][1]
+
+    def ahead(self, slot: int, client: str, tokens: int) -> tuple[int, int]:
+        return self.before[slot]
 
     def snapshot(self) -> dict[str, list[object]]:
         return {name: list(values) for name, values in vars(self).items()}

@@ -24,7 +24,8 @@ class Watched(Dispatcher):
             assert len(values) == len(fleet.ids)
         for slot in fleet.slots.values():
             # What was counted once is what counting again gives: nothing changed unmarked.
-            assert (fleet.kv_used[slot], fleet.kv_cached[slot]) == self._count_kv(slot)
+            counts = fleet.kv_used[slot], fleet.kv_running[slot], fleet.kv_cached[slot]
+            assert counts == self._count_kv(slot)
             for client in CLIENTS:
                 self.ordering.credit(slot, client)
         return commands

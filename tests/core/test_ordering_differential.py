@@ -19,9 +19,17 @@ QUEUES = (0, 1, 2)
 BLOCK = 4
 WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 PARAMS_DLPM = [
-    {"scope": scope, "on_no_fit": on_no_fit, "quantum": quantum, "debt_limit": limit}
+    {
+        "scope": scope,
+        "on_no_fit": on_no_fit,
+        "quantum": quantum,
+        "debt_limit": limit,
+        "first": first,
+        "ageing": ageing,
+    }
     for scope, quantum, limit in (("worker", 7, 32), ("fleet", 1, 4), ("fleet", 20, 2), ("fleet", 40, 32))
     for on_no_fit in ("stop", "skip")
+    for first, ageing in (("match", 200), ("short", 3))
 ]
 OPS = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 2**20)), min_size=20, max_size=150)
 
@@ -99,7 +107,10 @@ class World:
 
     def push(self, number: int, client: str, dice: int) -> None:
         keys = prompt(dice)
-        request = Request(self.seq, client, max(1, BLOCK * len(keys) + dice % 5), keys, BLOCK)
+        # An arrival now and then: a second makes up for 3 tokens where requests age.
+        arrived = self.seq * 300_000
+        length = max(1, BLOCK * len(keys) + dice % 5)
+        request = Request(self.seq, client, length, keys, BLOCK, arrived_us=arrived)
         self.add(number, Waiting(request, self.seq))
         self.seq += 1
 
@@ -244,6 +255,7 @@ def test_dlpm_equals_the_literal_algorithm(params: dict[str, object], ops, exten
         fleet=params["scope"] == "fleet",
         skip=params["on_no_fit"] == "skip",
         debt_limit=params["debt_limit"],
+        ageing=params["ageing"] if params["first"] == "short" else None,
     )
     DlpmWorld(make_ordering("dlpm", params, OrderingContext(costs)), costs, naive).run(ops)
 

@@ -35,13 +35,14 @@ def test_what_is_under_way_keeps_the_worker_busy_for_the_backlog(rate: float, pr
     while not p.full:
         p.begin(prompt, 0)
     allowed = max(300_000 * rate, LEAST_TOKENS)
-    assert allowed <= p.tokens < allowed * 1.03 + prompt
+    assert allowed <= p.tokens < allowed * 1.03 + prompt or p.requests == 2
 
 
-def test_an_idle_worker_takes_a_prompt_of_any_size_and_then_one_more_only_below_its_allowance() -> None:
+def test_two_prompts_of_any_size_are_under_way_and_a_third_only_below_the_allowance() -> None:
     p = Prefilling(300_000)
-    assert not p.full
-    p.begin(10 * FIRST_GUESS_TOKENS, 0)
+    for _ in range(2):
+        assert not p.full
+        p.begin(10 * FIRST_GUESS_TOKENS, 0)
     assert p.full
     p.computed(10 * FIRST_GUESS_TOKENS, 2_000_000)
     assert not p.full

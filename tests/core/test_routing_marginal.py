@@ -47,6 +47,15 @@ def test_pools_differ():
     assert scores(fleet) == [1_000 + 800, 1_000]
 
 
+def test_of_those_that_wait_only_who_goes_first_counts():
+    """w0: 900 sent + 100 ahead + 1000*sqrt(1+1+1); w1: 700 sent + 0 ahead + 1000*sqrt(4+0+1)."""
+    fleet = PlainFleet(2, running=[1, 4], queued=[1, 9], pending=[1_000, 10_000], kv_running=[499_200, 1_000])
+    fleet.before = [(1, 100), (0, 0)]
+    fleet.waiting_tokens = lambda slot: (100, 9_300)[slot]
+    # w0 has 500 000 - 499 200 - 100 = 700 tokens of room for 1 000.
+    assert scores(fleet) == pytest.approx([1_000 + 300 + 1_000 * 3**0.5, 700 + 1_000 * 5**0.5])
+
+
 def test_ties_go_to_the_smaller_batch_then_to_fewer_tokens_then_rotate():
     """100*sqrt(4) = 200 = 100 + 100*sqrt(1)."""
     fleet = PlainFleet(2, bs=[3, 0], pending=[0, 100])

@@ -8,6 +8,7 @@ Credits hold requests back so that fairness can act on them: a worker gets as ma
 tokens as it can run at once, counted in this dispatcher's own books, and the rest waits here.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -22,7 +23,7 @@ from fairlead.core.model import BlockKey, ClientId, Request, RequestId
 from fairlead.core.ordering.base import Fits, Ordering, Queue, Waiting
 from fairlead.core.prefilling import Prefilling
 from fairlead.core.prefix import PrefixIndex
-from fairlead.core.routing.base import Match, Routing
+from fairlead.core.routing.base import Choice, Match, Routing
 from fairlead.core.settings import Settings
 from fairlead.core.shedding import QueueShares
 
@@ -32,6 +33,7 @@ HOUR_US = 3_600_000_000
 _HIT_MEMORY = 0.98  # weight of the past in a worker's hit rate: the last ~50 requests count
 _OUTPUT_MEMORY = 0.98  # likewise for the mean output length
 _MASK_CACHE = 4096
+_LOOKS = 16
 
 
 class Dispatcher:
@@ -53,10 +55,16 @@ class Dispatcher:
         self.settings = settings or Settings()
         self._gated = self.settings.prefill_backlog_us > 0
         self._forward = self.settings.forward
+        self._moves = ordering.moves
+        self._looked = 0
+        """The slot whose queue was last asked for a request that may move."""
+        self._vacated: list[int] = []
+        """Slots whose turn has moved away: another of their requests may fit."""
         self._tracked = ordering.uses_match
         """Whether queues keep ``Waiting.matched`` current."""
         self.ledger = Ledger(self.settings.costs)
         self.fleet = FleetState(self._count_kv)
+        self.fleet.in_turns = ordering.in_turns
         self.index = PrefixIndex(self._on_stored, self._on_evicted)
         self.shares = QueueShares()
         self.jobs: dict[RequestId, Job] = {}
@@ -192,7 +200,7 @@ class Dispatcher:
         slot = job.slot
         self.fleet.pending[slot] -= job.pending
         job.pending = 0
-        if self.fleet.queued[slot]:
+        if self.fleet.waiting:
             self._pump(slot, out)
 
     def _progressed(self, event: ev.Progressed, out: list[Command]) -> None:
@@ -241,7 +249,7 @@ class Dispatcher:
         self._leave_worker(job, computed=True)
         self.ended[State.DONE] += 1
         del self.jobs[rid]
-        if self.fleet.queued[slot]:
+        if self.fleet.waiting:
             self._pump(slot, out)
         if slot in self._leaving:
             self._free_if_empty(slot)
@@ -331,12 +339,17 @@ class Dispatcher:
             self._admit(job, slot, out)
             fleet.kv_stale.add(slot)
             return
-        queue = self._queues[slot]
-        assert queue is not None
         self._wait(job)
-        fleet.add_queued(slot, 1)
-        queue.push(job, self.index.ready(slot, request.keys) if self._tracked else 0)
+        self._enqueue(job, slot)
         self._pump(slot, out)
+
+    def _enqueue(self, job: Job, slot: int) -> None:
+        """Put a request into a worker's queue."""
+        queue, request, fleet = self._queues[slot], job.request, self.fleet
+        assert queue is not None
+        fleet.add_queued(slot, 1)
+        fleet.waits(slot, request.client, job.pending)
+        queue.push(job, self.index.ready(slot, request.keys) if self._tracked else 0)
         fleet.kv_stale.add(slot)
 
     def _wait(self, job: Job) -> None:
@@ -358,15 +371,20 @@ class Dispatcher:
             fleet.refresh()
         if choice is None:
             return False
-        job.slot = slot = choice.slot
         job.choice = choice
-        job.hit_tokens = hit = match.tokens[slot]
-        job.extend = job.pending = extend = request.prompt_tokens - hit
         self._block_tokens = request.block_tokens
+        self._assign(job, choice.slot, match.tokens[choice.slot])
+        return True
+
+    def _assign(self, job: Job, slot: int, matched: int) -> None:
+        """Give a request to a worker in all books."""
+        request = job.request
+        job.slot = slot
+        job.hit_tokens = matched
+        job.extend = job.pending = extend = request.prompt_tokens - matched
         self.routing.assigned(request, slot, extend, self.now)
         job.claim = self.index.claim(slot, request.keys)
-        fleet.pending[slot] += extend
-        return True
+        self.fleet.pending[slot] += extend
 
     def _avoid(self, tried: tuple[int, ...]) -> bool:
         """Leave workers that failed a request out of the candidates, unless no other is left."""
@@ -415,11 +433,11 @@ class Dispatcher:
             return
         fleet = self.fleet
         queue = self._queues[slot]
-        if queue is None or not fleet.queued[slot] or not fleet.up[slot]:
+        if queue is None or not fleet.up[slot] or not (fleet.queued[slot] or (self._moves and fleet.waiting)):
             return
         fits, turn = self._fits_on[slot], self._turn
-        while fleet.queued[slot] and not self._busy(slot):
-            item = turn[slot] or queue.head()
+        while not self._busy(slot):
+            item = self._next_with_credit(slot, queue) if self._moves else turn[slot] or queue.head()
             if item is None:
                 break
             if not fits(item):
@@ -434,8 +452,57 @@ class Dispatcher:
             job = self.jobs[item.rid]
             self.shares.remove(item.client, item.rid)
             fleet.start(slot)
+            fleet.waits_no_more(slot, job.client, job.pending)
             self._admit(job, slot, out)
-            self.fleet.kv_stale.add(slot)
+            fleet.kv_stale.add(slot)
+        while self._vacated:
+            self._pump(self._vacated.pop(), out)
+
+    def _next_with_credit(self, slot: int, queue: Queue) -> Waiting | None:
+        """Return who goes next on a worker; somebody from another queue before one without credit."""
+        ordering, item = self.ordering, self._turn[slot]
+        if item is None or (ordering.credited() and ordering.credit(slot, item.client) <= 0):
+            self._turn[slot] = None
+            item = queue.head()
+        if ordering.credited() and (item is None or ordering.credit(slot, item.client) <= 0):
+            return self._fetch(slot) or item
+        return item
+
+    def _fetch(self, slot: int) -> Waiting | None:
+        """Move the oldest request with credit that heads another queue here; None if none may move.
+
+        It may if there is room for it, and it has waited longer than it takes to compute what the other
+        worker caches of it. Up to ``_LOOKS`` queues are asked, the next ones in turn.
+        """
+        fleet = self.fleet
+        others = [s for s, queued in enumerate(fleet.queued) if queued and s != slot]
+        start = bisect_right(others, self._looked)
+        rate, best, best_here = self._prefilling[slot].rate, None, 0
+        for other in (others[start:] + others[:start])[:_LOOKS]:
+            queue = self._queues[other]
+            assert queue is not None
+            item = self._turn[other] or queue.head()
+            self._looked = other
+            if item is None or self.ordering.credit(other, item.client) <= 0:
+                continue
+            job = self.jobs[item.rid]
+            if (best is not None and job.seq > best.seq) or slot in job.tried:
+                continue
+            request = job.request
+            here = request.matched_tokens(self.index.ready(slot, request.keys))
+            there = request.matched_tokens(self.index.ready(other, request.keys))
+            worth = (self.now - request.arrived_us) * rate >= there - here
+            if worth and self._room(slot, request.prompt_tokens - here + job.expected):
+                best, best_here = job, here
+        if best is None:
+            return None
+        if self._turn[best.slot] is best:
+            self._vacated.append(best.slot)
+        self._leave_slot(best)
+        best.choice, best.candidates = Choice(slot, branch=f"{self.routing.name}, moved: has credit"), (slot,)
+        self._assign(best, slot, best_here)
+        self._enqueue(best, slot)
+        return best
 
     def _fits(self, slot: int, item: Waiting) -> bool:
         """Say whether the worker has credit for a request that waits for it."""
@@ -503,15 +570,20 @@ class Dispatcher:
 
     def _leave_queue(self, job: Job) -> None:
         """Take a queued request out of its worker's queue, or of the parked ones; it costs nothing."""
+        self.shares.remove(job.client, job.rid)
+        if job.slot < 0:
+            del self._parked[job.rid]
+        else:
+            self._leave_slot(job)
+
+    def _leave_slot(self, job: Job) -> None:
+        """Take a request out of its worker's queue; it goes on waiting elsewhere, or ends."""
         request, slot = job.request, job.slot
-        self.shares.remove(request.client, request.rid)
-        if slot < 0:
-            del self._parked[request.rid]
-            return
         queue = self._queues[slot]
         assert queue is not None
         assert job.claim is not None
         queue.discard(job)
+        self.fleet.waits_no_more(slot, request.client, job.pending)
         if self._turn[slot] is job:
             self._turn[slot] = None
         self.index.abandon(job.claim)
@@ -538,11 +610,12 @@ class Dispatcher:
         self.fleet.end(slot)
         self.fleet.kv_stale.add(slot)
 
-    def _count_kv(self, slot: int) -> tuple[int, int]:
-        """Return the KV tokens in use and cached on a worker."""
+    def _count_kv(self, slot: int) -> tuple[int, int, int]:
+        """Return the KV tokens assigned to a worker, in use by what runs on it, and cached."""
         tokens = self._sized_for
-        in_use = int(self.index.assigned(slot) * tokens) + self._kv_extra[slot]
-        return in_use, int(self.index.cached(slot) * tokens)
+        extra = self._kv_extra[slot]
+        assigned = int(self.index.assigned(slot) * tokens) + extra
+        return assigned, int(self.index.pinned(slot) * tokens) + extra, int(self.index.cached(slot) * tokens)
 
     # ------------------------------------------------------------------ workers and their caches
 
@@ -685,6 +758,8 @@ class Dispatcher:
                 self._pump(slot, out)
         for slot in self.fleet.slots.values():
             self._guess_computed(slot, out)
+            if self._moves and self.fleet.waiting:
+                self._pump(slot, out)
         self.ordering.tick(self.now)
         self.routing.tick(self.now)
         if self.now >= self._next_forget:
@@ -709,6 +784,7 @@ class Dispatcher:
         assert self.arrived == len(self.jobs) + sum(self.ended.values()), "a request was lost"
         assert waiting == self.shares.total == len(self._parked) + sum(fleet.queued), "queue counts differ"
         assert len(states) - waiting == sum(fleet.running), "running counts differ"
+        assert fleet.waiting == sum(fleet.queued), "counts of who waits differ"
         self.ledger.check()
         self.ordering.check()
         self.index.check()
@@ -732,6 +808,7 @@ class Dispatcher:
         )
         assert fleet.pending[slot] == sum(job.pending for job in mine), f"{name}: pending prefill differs"
         sent = sum(job.pending for job in mine if job.state is not State.QUEUED)
+        assert fleet.pending[slot] - fleet.waiting_tokens(slot) == sent, f"{name}: tokens that wait differ"
         assert self._prefilling[slot].tokens == sent, f"{name}: prefill under way differs"
         assert self._kv_extra[slot] == sum(job.kv_extra for job in mine), f"{name}: KV books differ"
         for item in queue if self._tracked else ():

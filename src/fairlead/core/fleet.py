@@ -7,7 +7,7 @@ and a decision over a thousand workers is a few passes over plain lists of numbe
 from collections.abc import Callable
 from math import sqrt
 
-from fairlead.core.model import Limits, WorkerId
+from fairlead.core.model import ClientId, Limits, WorkerId
 
 _ROOTS = [sqrt(n + 1) for n in range(4096)]
 
@@ -15,9 +15,9 @@ _ROOTS = [sqrt(n + 1) for n in range(4096)]
 class FleetState:
     """The writable side of ``routing.base.Fleet``. Only the dispatcher writes to it."""
 
-    def __init__(self, count_kv: Callable[[int], tuple[int, int]]) -> None:
+    def __init__(self, count_kv: Callable[[int], tuple[int, int, int]]) -> None:
         self._count_kv = count_kv
-        """Gives a slot's KV tokens in use and cached."""
+        """Gives a slot's KV tokens assigned, running and cached."""
         self.ids: list[WorkerId] = []
         self.slots: dict[WorkerId, int] = {}
         self.up: list[bool] = []
@@ -29,6 +29,7 @@ class FleetState:
         self.root: list[float] = []
         self.pending: list[int] = []
         self._kv_used: list[int] = []
+        self._kv_running: list[int] = []
         self._kv_cached: list[int] = []
         self.kv_stale: set[int] = set()
         """Slots whose KV counts changed since a policy last looked: most policies never look."""
@@ -40,6 +41,12 @@ class FleetState:
         self.engine_running: list[int] = []
         self.reported_us: list[int] = []
         self._free: list[int] = []
+        self.in_turns = False
+        """Clients that wait are served in turns, so that one's long queue delays no other."""
+        self._waits: list[dict[ClientId, tuple[int, int]]] = []
+        """By slot and client: requests that wait, and their extend tokens."""
+        self._waiting_tokens: list[int] = []
+        self.waiting = 0
 
     @property
     def kv_used(self) -> list[int]:
@@ -47,6 +54,13 @@ class FleetState:
         if self.kv_stale:
             self._recount()
         return self._kv_used
+
+    @property
+    def kv_running(self) -> list[int]:
+        """KV tokens in use by running requests."""
+        if self.kv_stale:
+            self._recount()
+        return self._kv_running
 
     @property
     def kv_cached(self) -> list[int]:
@@ -57,7 +71,7 @@ class FleetState:
 
     def _recount(self) -> None:
         for slot in self.kv_stale:
-            self._kv_used[slot], self._kv_cached[slot] = self._count_kv(slot)
+            self._kv_used[slot], self._kv_running[slot], self._kv_cached[slot] = self._count_kv(slot)
         self.kv_stale.clear()
 
     def join(self, worker: WorkerId) -> int:
@@ -75,12 +89,14 @@ class FleetState:
         self.ids.append("")
         self.up.append(False)
         for zeros in (
-            self.running, self.queued, self.bs, self.pending, self._kv_used, self._kv_cached, self.kv_tokens,
-            self.sequences, self.queue_limit, self.engine_waiting, self.engine_running, self.reported_us,
+            self.running, self.queued, self.bs, self.pending, self._kv_used, self._kv_running,
+            self._kv_cached, self.kv_tokens, self.sequences, self.queue_limit, self.engine_waiting,
+            self.engine_running, self.reported_us, self._waiting_tokens,
         ):  # fmt: skip
             zeros.append(0)
         self.hit_rate.append(0.0)
         self.root.append(1.0)
+        self._waits.append({})
 
     def leave(self, slot: int) -> None:
         """Free the slot of a worker that has nothing queued or running."""
@@ -89,7 +105,9 @@ class FleetState:
         self.ids[slot] = ""
         self.up[slot] = False
         self.kv_stale.discard(slot)
-        for numbers in (self.pending, self._kv_used, self._kv_cached, self.kv_tokens, self.sequences):
+        for numbers in (
+            self.pending, self._kv_used, self._kv_running, self._kv_cached, self.kv_tokens, self.sequences
+        ):  # fmt: skip
             numbers[slot] = 0
         self.queue_limit[slot] = self.engine_waiting[slot] = self.engine_running[slot] = 0
         self.reported_us[slot] = 0
@@ -119,6 +137,42 @@ class FleetState:
         limit = self.queue_limit[slot]
         if (before < limit) is not (after < limit):
             self.refresh()
+
+    def waits(self, slot: int, client: ClientId, tokens: int) -> None:
+        """A request of so many extend tokens waits for the worker."""
+        waits = self._waits[slot]
+        requests, before = waits.get(client, (0, 0))
+        waits[client] = (requests + 1, before + tokens)
+        self._waiting_tokens[slot] += tokens
+        self.waiting += 1
+
+    def waits_no_more(self, slot: int, client: ClientId, tokens: int) -> None:
+        """It was sent, or went away."""
+        waits = self._waits[slot]
+        requests, before = waits[client]
+        if requests > 1:
+            waits[client] = (requests - 1, before - tokens)
+        else:
+            del waits[client]
+        self._waiting_tokens[slot] -= tokens
+        self.waiting -= 1
+
+    def ahead(self, slot: int, client: ClientId, tokens: int) -> tuple[int, int]:
+        """See ``routing.base.Fleet``."""
+        waits, requests, total = self._waits[slot], self.queued[slot], self._waiting_tokens[slot]
+        if not self.in_turns:
+            return requests, total
+        own, own_tokens = waits.get(client, (0, 0))
+        others = len(waits) - (own > 0)
+        # While this one waits for its turns, each other client gets about as much as it does.
+        return (
+            own + min(requests - own, others * (own + 1)),
+            own_tokens + min(total - own_tokens, others * (own_tokens + tokens)),
+        )
+
+    def waiting_tokens(self, slot: int) -> int:
+        """Return the extend tokens of all requests that wait for the worker."""
+        return self._waiting_tokens[slot]
 
     def begin(self, slot: int) -> None:
         """One request runs that never waited."""

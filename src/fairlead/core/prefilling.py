@@ -3,7 +3,8 @@
 Sequences and KV tokens do not bound the wait inside an engine: a large pool takes hundreds of long
 prompts at once, which it then computes in its own order for many seconds. So a worker also gets only
 so much prefill as keeps it busy for ``backlog_us``, by the rate at which it was seen to prefill.
-There is nothing to tune for a faster or slower GPU.
+There is nothing to tune for a faster or slower GPU. Two requests may always be under way: with one, a
+step goes without prefill whenever it ends, until the next one is there.
 
 The end of a streamed request's prefill is its first token. A request that is not streamed says
 nothing until it ends; it counts for as long as the prefill before it and its own should take.
@@ -24,12 +25,14 @@ _LEARN = 0.2
 class Prefilling:
     """The prefill under way on one worker. Times in microseconds, amounts in extend tokens."""
 
-    __slots__ = ("_backlog_us", "_done", "_guesses", "_since", "rate", "tokens")
+    __slots__ = ("_backlog_us", "_done", "_guesses", "_since", "rate", "requests", "tokens")
 
     def __init__(self, backlog_us: int) -> None:
         self._backlog_us = backlog_us
         self.tokens = 0
         """Extend tokens of requests that were sent and are not known to be computed."""
+        self.requests = 0
+        """How many requests these belong to."""
         self.rate = 0.0
         """Tokens a microsecond, measured while prefill was always under way; 0 until then."""
         self._since = 0
@@ -40,13 +43,14 @@ class Prefilling:
     def full(self) -> bool:
         """Whether enough is under way. One request may overshoot it, so that any size can go."""
         allowed = self._backlog_us * self.rate if self.rate else FIRST_GUESS_TOKENS
-        return self.tokens >= max(allowed, LEAST_TOKENS)
+        return self.requests > 1 and self.tokens >= max(allowed, LEAST_TOKENS)
 
     def begin(self, tokens: int, now: int) -> None:
         """A request with so many tokens to compute was sent."""
         if not self.tokens:
             self._since, self._done = now, 0
         self.tokens += tokens
+        self.requests += 1
 
     def guess(self, rid: RequestId, now: int) -> None:
         """The request just begun will not say when it is computed: guess when."""
@@ -65,6 +69,7 @@ class Prefilling:
     def computed(self, tokens: int, now: int) -> None:
         """A request said that its tokens are computed: they are done, and the rate is learned."""
         self.tokens -= tokens
+        self.requests -= 1
         self._done += tokens
         elapsed = now - self._since
         if elapsed > 0:
@@ -77,3 +82,4 @@ class Prefilling:
     def gone(self, tokens: int) -> None:
         """A request ended without saying; nothing is learned."""
         self.tokens -= tokens
+        self.requests -= 1

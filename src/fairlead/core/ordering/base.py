@@ -88,6 +88,11 @@ class Ordering(Protocol):
     params: ClassVar[tuple[Param, ...]]
     uses_match: ClassVar[bool]
     """Whether the order depends on what workers cache; if not, callers may skip cache notices."""
+    in_turns: ClassVar[bool]
+    """Whether clients that wait are served in turns, so that one's long queue delays no other."""
+    moves: bool
+    """Whether a client with credit goes before those without on any worker: ``credit`` is the same for all
+    queues, and a worker that would serve somebody without takes a request from another's queue."""
     skips: bool
     """Whether ``on_no_fit`` is ``skip``. If not, whoever's turn it is keeps it until there is room."""
 
@@ -126,6 +131,9 @@ class Ordering(Protocol):
     ) -> None:
         """A request ended: ``corrected`` and ``decoded`` in one."""
 
+    def credited(self) -> bool:
+        """Whether any client that waits has credit; for an ordering that ``moves``."""
+
     def credit(self, number: int, client: ClientId) -> float:
         """What the client may still use before it waits, for explanations; 0 where nothing is kept."""
 
@@ -158,6 +166,8 @@ Q = TypeVar("Q", bound=Queue)
 class OrderingBase(Generic[Q]):
     """Keeps a policy's queues by number; for policies without books every notice is ignored."""
 
+    in_turns: ClassVar[bool] = False
+    moves = False
     skips = False
 
     def __init__(self, context: OrderingContext) -> None:
@@ -205,6 +215,10 @@ class OrderingBase(Generic[Q]):
         """Correct, and count the output."""
         self.corrected(number, client, prompt_tokens, extend_tokens)
         self.decoded(number, client, output_tokens)
+
+    def credited(self) -> bool:
+        """Return False: nothing is kept."""
+        return False
 
     def credit(self, number: int, client: ClientId) -> float:  # noqa: ARG002 - one interface
         """Return 0: nothing is kept."""

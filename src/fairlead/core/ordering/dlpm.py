@@ -41,9 +41,17 @@ class DlpmQueue:
     """
 
     def __init__(
-        self, number: int, deficits: Deficits, matched: Matched, skip: bool, debt_limit: int
+        self,
+        number: int,
+        deficits: Deficits,
+        matched: Matched,
+        skip: bool,
+        debt_limit: int,
+        ageing: int | None,
     ) -> None:
         self._number = number
+        self._ageing = ageing
+        """Tokens a second, where the shortest prefill goes first; None where the longest match does."""
         self._deficits = deficits
         self._skip = skip
         self._debt_limit = debt_limit
@@ -113,10 +121,19 @@ class DlpmQueue:
         self._compact()
 
     def _place(self, lane: Lane, item: Waiting) -> None:
-        rank = lane.put(item, item.matched_tokens)
+        rank = lane.put(item, self._merit(item))
         if lane.listed is None or rank < lane.listed:
             self._list(lane, rank)
             self._compact()
+
+    def _merit(self, item: Waiting) -> int:
+        """Return what the request goes by: more goes first."""
+        if self._ageing is None:
+            return item.matched_tokens
+        request = item.request
+        # Everybody ages alike, so the time of arrival says it once and for all.
+        aged = request.arrived_us * self._ageing // 1_000_000
+        return item.matched_tokens - request.prompt_tokens - aged
 
     def _list(self, lane: Lane, rank: Rank) -> None:
         """Give the lane a new entry, in the round in which its client has credit."""
@@ -250,10 +267,10 @@ class DlpmQueue:
             assert lane.account.client == client
             assert lane.account.holders[self._number] is self
             assert all(item.client == client for item in lane)
-            first = min(lane, key=lambda item: (-item.matched_tokens, item.seq))
+            first = min(lane, key=lambda item: (-self._merit(item), item.seq))
             assert lane.first() is first
             assert lane.listed is not None
-            assert lane.listed[:2] <= (-first.matched_tokens, first.seq)
+            assert lane.listed[:2] <= (-self._merit(first), first.seq)
             assert listed[lane.listed] <= max(lane.account.round, self._deficits.rounds)
 
     def __len__(self) -> int:
@@ -273,12 +290,18 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
     client banks nothing.
 
     With ``scope=fleet`` a client has one account for all workers. A worker none of whose queued
-    clients has credit, while others elsewhere do, serves its least indebted one meanwhile: who
-    would have credit after the fewest rounds, longest match first among equals.
+    clients has credit, while others elsewhere do, takes one of their requests (``moves``); where it may
+    not, it serves its least indebted client meanwhile: who would have credit after the fewest rounds,
+    longest match first among equals.
+
+    With ``first=short`` the request with the fewest tokens to compute goes first among clients with credit,
+    instead of the one with the longest match: mean waiting times fall, as with any shortest-first rule.
+    ``ageing`` keeps a client's long requests from starving: one that has waited a second longer may be so
+    many tokens longer.
     """
 
     name: ClassVar[str] = "dlpm"
-    source: ClassVar[str] = "arXiv 2501.14312, algorithm 1; scope=fleet is ours"
+    source: ClassVar[str] = "arXiv 2501.14312, algorithm 1; scope=fleet, moves and first=short are ours"
     summary: ClassVar[str] = (
         "Longest cached prefix first among clients with credit, refilled in equal rounds."
     )
@@ -303,8 +326,22 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
             "scope=fleet: quanta that a worker's clients may all owe before it forgives half of them",
             low=2,
         ),
+        Param(
+            "moves",
+            True,
+            "scope=fleet: a worker that would serve a client without credit takes a request of one that has"
+            " credit from another's queue, once that waited longer than computing what is cached there takes",
+        ),
+        Param(
+            "first",
+            "match",
+            "among clients with credit: the longest match (the paper's), or the fewest tokens to compute",
+            choices=("match", "short"),
+        ),
+        Param("ageing", 200, "first=short: tokens that a second of waiting makes up for", low=0),
     )
     uses_match: ClassVar[bool] = True
+    in_turns: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -313,6 +350,9 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
         scope: str = "fleet",
         on_no_fit: str = "stop",
         debt_limit: int = 32,
+        moves: bool = True,
+        first: str = "match",
+        ageing: int = 200,
     ) -> None:
         super().__init__(
             context,
@@ -321,10 +361,19 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
             skips=on_no_fit == "skip",
         )
         self._debt_limit = debt_limit
+        self._ageing = ageing if first == "short" else None
+        self.moves = moves and scope == "fleet"
+        # Where requests move, a worker with nothing queued has others to ask before it serves a debtor.
+        self._pass_limit = 0 if self.moves else debt_limit
 
     def _new_queue(self, number: int, matched: Matched) -> DlpmQueue:
-        return DlpmQueue(number, self._scope_of_new(number), matched, self.skips, self._debt_limit)
+        scope = self._scope_of_new(number)
+        return DlpmQueue(number, scope, matched, self.skips, self._debt_limit, self._ageing)
+
+    def credited(self) -> bool:
+        """Return whether any client that waits anywhere has credit."""
+        return self._fleet is not None and self._fleet.credited > 0
 
     def passes(self, number: int, client: ClientId) -> bool:
         """Let it pass if it would be served now, with the refill that it would cause."""
-        return self._scopes[number].passes(client, self._debt_limit)
+        return self._scopes[number].passes(client, self._pass_limit)

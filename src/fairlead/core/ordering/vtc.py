@@ -231,6 +231,7 @@ class Vtc(ScopedOrdering[VtcQueue, Counters]):
         ON_NO_FIT,
     )
     uses_match: ClassVar[bool] = False
+    in_turns: ClassVar[bool] = True
 
     def __init__(self, context: OrderingContext, scope: str = "worker", on_no_fit: str = "stop") -> None:
         super().__init__(

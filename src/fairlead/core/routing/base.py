@@ -48,6 +48,10 @@ class Fleet(Protocol):
         """KV tokens in use by assigned requests; blocks that requests share count once."""
 
     @property
+    def kv_running(self) -> Sequence[int]:
+        """The part of ``kv_used`` that is in use by requests sent to the worker."""
+
+    @property
     def kv_cached(self) -> Sequence[int]:
         """Tokens that the worker's prefix cache is known to hold, in use or not."""
 
@@ -70,6 +74,20 @@ class Fleet(Protocol):
     @property
     def engine_running(self) -> Sequence[int]:
         """Requests running inside the engine, as it last reported."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for any worker: the sum of ``queued``."""
+
+    def waiting_tokens(self, slot: int) -> int:
+        """Return the part of ``pending`` that belongs to requests that wait at the dispatcher."""
+
+    def ahead(self, slot: int, client: ClientId, tokens: int) -> tuple[int, int]:
+        """Return requests waiting for the worker, and their extend tokens, that would go before another.
+
+        That is a request of ``client`` with so many extend tokens. All that wait, where the order is not
+        in turns of clients; else the client's own, and of each other at most as much again.
+        """
 
     @property
     def reported_us(self) -> Sequence[int]:

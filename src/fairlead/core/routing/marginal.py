@@ -1,5 +1,7 @@
 """Marginal cost: what one more request costs itself and the batch it joins."""
 
+from math import sqrt
+
 from fairlead.core.model import Request
 from fairlead.core.routing.base import Choice, Fleet, Match, RoutingBase
 from fairlead.core.routing.scan import columns, least
@@ -8,11 +10,15 @@ from fairlead.core.routing.scan import columns, least
 class Marginal(RoutingBase):
     """Least P + X + (e + 2*h*s) * sqrt(bs + 1), in tokens of prefill.
 
-    P  pending prefill: the request waits behind it, and slows nobody else by that.
+    P  pending prefill that goes before it: the request waits for that, and slows nobody else by it.
     X  KV tokens beyond the pool if the request came too: work that would have to wait or be redone.
     e  extend tokens: they slow the whole batch, hence the root of its size.
     s  the part of e whose blocks must evict cached ones; h the worker's recent hit rate, so that
        2*h*s is what eviction costs later.
+
+    P, X and bs count what was sent to the worker and, of what waits for it, what would go before this
+    request (``Fleet.ahead``): where clients are served in turns, the long queue of another client costs
+    this one next to nothing, and must not drive it from one worker to the next.
 
     What a request adds to the KV in use is taken as e: the blocks that it matches are counted as in
     use already. *(decision)* Ties: lower batch size, then fewer KV tokens held, then rotation.
@@ -27,6 +33,9 @@ class Marginal(RoutingBase):
         slots = fleet.candidates
         if not slots:
             return None
+        if fleet.waiting:
+            scores = self._behind_others(request, match, fleet)
+            return Choice(least(slots, scores, self.last, fleet.bs, fleet.kv_used), scores)
         prompt = request.prompt_tokens
         tokens, pending, root, pools, used, cached, hits = columns(
             fleet, slots, match.tokens, fleet.pending, fleet.root,
@@ -44,3 +53,19 @@ class Marginal(RoutingBase):
                 for score, t, u, k in zip(scores, tokens, used, pools, strict=False)
             ]
         return Choice(least(slots, scores, self.last, fleet.bs, fleet.kv_used), scores)
+
+    def _behind_others(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
+        """Score every candidate where requests wait: some of them go first."""
+        prompt, client = request.prompt_tokens, request.client
+        scores = []
+        running, pending, pools = fleet.running, fleet.pending, fleet.kv_tokens
+        used, cached, hits = fleet.kv_running, fleet.kv_cached, fleet.hit_rate
+        for s in fleet.candidates:
+            extend = prompt - match.tokens[s]
+            requests, tokens = fleet.ahead(s, client, extend)
+            overflow = max(0, used[s] + tokens + extend - pools[s])
+            evicting = extend - max(0, pools[s] - cached[s])
+            cost = extend + 2 * hits[s] * evicting if evicting > 0 else extend
+            before = pending[s] - fleet.waiting_tokens(s) + tokens
+            scores.append(before + overflow + cost * sqrt(running[s] + requests + 1))
+        return scores

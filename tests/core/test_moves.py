@@ -1,0 +1,121 @@
+"""Requests of clients with credit move to where a worker would serve somebody without."""
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairlead.core import events as ev
+from fairlead.core.commands import Command, Dispatch
+from fairlead.core.dispatcher import Dispatcher, Settings
+from fairlead.core.model import Limits, Request
+from fairlead.core.ordering.base import Queue, Waiting
+
+from .driver import Driver, make_dispatcher
+
+NO_GATE = Settings(prefill_backlog_us=0)
+
+
+def two_workers(**params: object) -> Dispatcher:
+    """Two workers that run one request at a time; session affinity keeps each client on its own."""
+    d = make_dispatcher("round_robin", "dlpm", ordering_params={"quantum": 100, **params}, settings=NO_GATE)
+    for name in ("w0", "w1"):
+        d.step(ev.WorkerUp(0, name, Limits(1, 100_000, 1000)))
+    return d
+
+
+def arrive(d: Dispatcher, rid: int, client: str, at: int = 0, tokens: int = 160) -> list[Command]:
+    return d.step(
+        ev.Arrived(
+            at, Request(rid, client, tokens, range(rid * 100, rid * 100 + tokens // 16), arrived_us=at)
+        )
+    )
+
+
+def finish(d: Dispatcher, rid: int, at: int, output: int = 1) -> list[Command]:
+    d.step(ev.FirstToken(at, rid))
+    return d.step(ev.Finished(at, rid, output_tokens=output))
+
+
+def flooded(**params: object) -> Dispatcher:
+    """The flood runs on both workers and waits for both; ann, with credit, waits for w1."""
+    d = two_workers(**params)
+    for rid in range(1, 6):
+        arrive(d, rid, "flood")
+    assert d.fleet.running == [1, 1]
+    assert d.fleet.queued == [2, 1]
+    arrive(d, 6, "ann", at=1_000)
+    assert d.jobs[6].slot == 1
+    d.check()
+    return d
+
+
+def test_a_worker_with_only_debtors_waiting_takes_a_request_with_credit_from_another() -> None:
+    d = flooded()
+    sent = [c for c in finish(d, 1, 2_000) if isinstance(c, Dispatch)]
+    assert [(c.rid, c.worker) for c in sent] == [(6, "w0")]
+    assert "moved" in sent[0].why.policy
+    d.check()
+
+
+def test_without_moves_it_serves_its_least_indebted_client() -> None:
+    d = flooded(moves=False)
+    sent = [c for c in finish(d, 1, 2_000) if isinstance(c, Dispatch)]
+    assert [(c.rid, c.worker) for c in sent] == [(3, "w0")]
+
+
+def test_what_is_cached_elsewhere_is_worth_a_wait_as_long_as_it_takes_to_compute() -> None:
+    """ann's prompt is cached on w1; w0 computes 0.16 tokens a microsecond, so 159 tokens take 1 ms."""
+    for waited, moves in ((900, False), (1_100, True)):
+        d = two_workers()
+        for rid in range(1, 6):
+            arrive(d, rid, "flood")
+        key = range(900, 910)
+        d.step(ev.CacheCleared(10, "w1", exact=True))
+        d.step(ev.CacheStored(10, "w1", list(key)))
+        d.step(ev.FirstToken(1_000, 1))  # 160 tokens in 1 ms
+        d.step(ev.Arrived(5_000, Request(9, "ann", 161, key, arrived_us=5_000)))
+        assert d.jobs[9].slot == 1
+        sent = [c for c in d.step(ev.Finished(5_000 + waited, 1, output_tokens=1)) if isinstance(c, Dispatch)]
+        assert [c.rid for c in sent] == [9 if moves else 3]
+        d.check()
+
+
+class Careful(Dispatcher):
+    """Looks, whenever somebody without credit is about to be served, whether anybody with credit could be."""
+
+    looked = 0
+
+    def _next_with_credit(self, slot: int, queue: Queue) -> Waiting | None:
+        item = super()._next_with_credit(slot, queue)
+        if item is not None and self.ordering.credit(slot, item.client) <= 0:
+            for other in self.fleet.slots.values():
+                if other != slot and self.fleet.queued[other]:
+                    self.look(slot, other)
+        return item
+
+    def look(self, slot: int, other: int) -> None:
+        item = self._turn[other] or self._queues[other].head()
+        if self.ordering.credit(other, item.client) <= 0:
+            return
+        self.looked += 1
+        job, request = self.jobs[item.rid], item.request
+        here, there = (request.matched_tokens(self.index.ready(s, item.keys)) for s in (slot, other))
+        fits = self._room(slot, request.prompt_tokens - here + job.expected)
+        waited = (self.now - request.arrived_us) * self._prefilling[slot].rate
+        assert not fits or waited < there - here or slot in job.tried
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**9), quantum=st.sampled_from([60, 600]))
+def test_no_worker_serves_a_debtor_while_somebody_with_credit_could_be_served(
+    seed: int, quantum: int
+) -> None:
+    plain = make_dispatcher("random", "dlpm", ordering_params={"quantum": quantum}, seed=seed)
+    d = Careful(plain.routing, plain.ordering, NO_GATE)
+    driver = Driver(d, random.Random(seed))
+    for name in ("w1", "w2", "w3"):
+        driver.worker_up(name)
+    for _ in range(150):
+        driver.step()
+    d.check()
