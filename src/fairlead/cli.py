@@ -33,6 +33,9 @@ COMMANDS = {
     "compare": _Command(
         "fairlead.simulate.compare_command", "policies side by side on the same requests, with confidence"
     ),
+    "experiment": _Command(
+        "fairlead.simulate.experiment_command", "the papers' claims and ours: E1 to E5, a command each"
+    ),
     "policies": _Command("fairlead.policies", "every ordering and routing policy, its source and parameters"),
 }
 

@@ -1,0 +1,194 @@
+"""E2: D2LPM on one to eight workers, with a client that misbehaves."""
+
+from collections.abc import Sequence
+
+from fairlead.report.numbers import short
+from fairlead.report.tables import Table
+from fairlead.simulate.experiments.base import (
+    D2LPM,
+    LPM,
+    OURS,
+    PAPER_GPU,
+    PREBLE,
+    PREBLE_LPM,
+    VTC,
+    Contender,
+    Entry,
+    Experiment,
+    Options,
+    Planned,
+    planned,
+)
+from fairlead.simulate.experiments.draw import curves
+from fairlead.simulate.experiments.figures import (
+    BOUND,
+    GAP,
+    HIT,
+    JAIN,
+    TOKENS,
+    VICTIMS_E2E50,
+    VICTIMS_E2E99,
+    WORST99,
+    Measure,
+    grid,
+    names,
+    over,
+    select,
+    span,
+    swept,
+)
+from fairlead.simulate.experiments.workloads import CHAT, CLIENTS, DOC_QA, JUDGE, PAPER, generated, kv_tokens
+
+LOAD, SHARE = 0.9, 1.0
+"""The well-behaved clients' share of the maximum, and what one more adds to it: 1.8 times the maximum."""
+WORKERS = (1, 2, 4, 8)
+MOST = 4
+"""Workers of the sweeps."""
+QUANTA = (4_000, 16_000, 64_000, 256_000, 1_000_000)
+CLIENT_COUNTS = (5, 10, 20, 50)
+BY_WORKERS, LONGER, SWEEP, BY_CLIENTS = "by workers", "longer requests", "Qw", "by clients"
+CONTENDERS = (
+    LPM._replace(label="round robin + LPM"),
+    VTC._replace(label="round robin + VTC"),
+    PREBLE,
+    PREBLE_LPM,
+    D2LPM,
+    D2LPM.held(),
+    OURS,
+)
+PREBLES = (PREBLE.label, PREBLE_LPM.label)
+
+
+def cells(options: Options, _: Sequence[Entry]) -> list[Planned]:
+    """Return all cells."""
+    quick = options.quick
+    found: list[Planned] = []
+    for name in (JUDGE,) if quick else PAPER:
+        for workers in (2,) if quick else WORKERS:
+            found += _on(options, BY_WORKERS, f"{name}, {workers} workers", name, "more", CONTENDERS, workers)
+        if not quick:
+            found += _on(options, LONGER, name, name, "longer", CONTENDERS, MOST)
+        for quantum in QUANTA[::4] if quick else QUANTA:
+            one = D2LPM._replace(policy=f"{D2LPM.policy}:quantum={quantum}")
+            workers = 2 if quick else MOST
+            found += _on(options, SWEEP, name, name, "more", [one], workers, x=quantum)
+    for name in () if quick else (DOC_QA, CHAT):
+        for clients in CLIENT_COUNTS:
+            few = (PREBLE, D2LPM, OURS)
+            found += _on(options, BY_CLIENTS, name, name, "more", few, MOST, x=clients, clients=clients)
+    return found
+
+
+def _on(
+    options: Options,
+    part: str,
+    row: str,
+    name: str,
+    attack: str,
+    contenders: Sequence[Contender],
+    workers: int,
+    *,
+    x: float | None = None,
+    clients: int = CLIENTS,
+) -> list[Planned]:
+    requests = (80 if options.quick else 300) * workers
+    return [
+        planned(
+            part,
+            row,
+            contender,
+            generated(name, requests, seed, attack=f"{attack}:{SHARE:g}", clients=clients),
+            load=LOAD,
+            workers=workers,
+            engine=PAPER_GPU,
+            kv_tokens=kv_tokens(name),
+            seed=seed,
+            x=workers if part == BY_WORKERS else x,
+        )
+        for contender in contenders
+        for seed in options.seeds
+    ]
+
+
+def seen(entries: Sequence[Entry]) -> list[str]:
+    """Tell how the victims fare under D2LPM and ours, against the better of the two Prebles."""
+    found = []
+    for measure in (VICTIMS_E2E50, VICTIMS_E2E99):
+        lower = _lower(entries, D2LPM.label, measure)
+        worse = [row for row, factor in lower.items() if factor is not None and factor < 1]
+        found.append(
+            f"{measure.name} under D2LPM is lower than under the better Preble by {span(lower)}."
+            + (f" D2LPM loses on {', '.join(worse)}." if worse else "")
+        )
+    for measure in (VICTIMS_E2E50, VICTIMS_E2E99):
+        ours = over(entries, BY_WORKERS, measure, "ours", [D2LPM.label, D2LPM.held().label])
+        found.append(f"{measure.name} under ours over the better D2LPM's: {span(ours)}.")
+    for label in (D2LPM.label, "ours"):
+        tokens = over(entries, BY_WORKERS, TOKENS, label, PREBLES, high=True)
+        found.append(f"Throughput of {label} over the better Preble's: {span(tokens)}.")
+    return found
+
+
+def _lower(entries: Sequence[Entry], label: str, measure: Measure) -> dict[str, float | None]:
+    """Return by how many times a latency is below the better Preble's, for each row."""
+    factors = over(entries, BY_WORKERS, measure, label, PREBLES)
+    return {row: None if value is None else 1 / value for row, value in factors.items()}
+
+
+def tables(entries: Sequence[Entry]) -> list[Table]:
+    """Return grids of workloads and workers by contenders, and the sweeps."""
+    found = []
+    for part in (BY_WORKERS, LONGER):
+        if not select(entries, part=part):
+            continue
+        what = "one client sends more" if part == BY_WORKERS else f"one client sends longer, {MOST} workers"
+        for measure in (VICTIMS_E2E50, VICTIMS_E2E99, TOKENS):
+            caption = f"{measure.name}, against Preble; {what}"
+            found.append(grid(entries, part, measure, against=PREBLE.label, caption=caption))
+    found += [grid(entries, BY_WORKERS, m) for m in (WORST99, HIT, GAP, BOUND, JAIN)]
+    for row in names(select(entries, part=SWEEP), "workload"):
+        found.append(swept(select(entries, workload=row), SWEEP, f"Sweep of Qw: {row}", "Qw", _SWEPT))
+    for row in names(select(entries, part=BY_CLIENTS), "workload"):
+        mine = select(entries, workload=row)
+        for measure in (VICTIMS_E2E50, VICTIMS_E2E99):
+            caption = f"{row}: {measure.name} by well-behaved clients, against Preble"
+            found.append(
+                grid(mine, BY_CLIENTS, measure, by="x", head="clients", against=PREBLE.label, caption=caption)
+            )
+    return found
+
+
+_SWEPT = (TOKENS, HIT, GAP, VICTIMS_E2E50, VICTIMS_E2E99)
+
+
+def charts(entries: Sequence[Entry]) -> dict[str, str]:
+    """Return the victims' tail by workers, and by clients."""
+    found = {}
+    for name in PAPER:
+        mine = [
+            {**e, "workload": name}
+            for e in select(entries, part=BY_WORKERS)
+            if e["workload"].startswith(f"{name},")
+        ]
+        found[f"{name}: victims' P99 E2E by workers"] = curves(
+            mine, BY_WORKERS, VICTIMS_E2E99, name, "workers", log_x=True
+        )
+    for row in names(select(entries, part=BY_CLIENTS), "workload"):
+        found[f"{row}: victims' P99 E2E by clients"] = curves(
+            entries, BY_CLIENTS, VICTIMS_E2E99, row, "well-behaved clients", log_x=True
+        )
+    return {name: svg for name, svg in found.items() if svg}
+
+
+E2 = Experiment(
+    name="e2",
+    title=f"D2LPM on {short(WORKERS[0])} to {short(WORKERS[-1])} workers",
+    source="[DLPM] arXiv 2501.14312",
+    paper="Under D2LPM the latency of well-behaved clients is up to 7.18 times lower than under Preble"
+    " (Llama 3.1 8B, 1 to 8 A100, SGLang; the workloads of E1).",
+    why="",
+    stages=(cells,),
+    seen=seen,
+    tables=tables,
+    charts=charts,
+)
