@@ -100,6 +100,9 @@ def build(into: Path, say: Say) -> list[Path]:
         extensions = mypycify(
             options + sources, opt_level="2", debug_level="0", multi_file=True, target_dir=str(WORK / "c")
         )
+        for extension in extensions:
+            extension.extra_compile_args += _flags()
+            extension.extra_link_args += _flags()
         distribution = Distribution({"name": "fairlead-compiled", "ext_modules": extensions})
         command = _builder()(distribution)
         command.build_lib, command.build_temp = str(into), str(WORK / "objects")
@@ -134,13 +137,24 @@ def _builder() -> type[Any]:
     return Parallel
 
 
+def _flags() -> list[str]:
+    """Return what makes gcc optimise over all files, which is worth 5%; other compilers go without."""
+    command = [*_compiler(), "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [f"-flto={_jobs()}", "-fno-semantic-interposition"] if "Free Software Foundation" in said else []
+
+
+def _compiler() -> list[str]:
+    return (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
+
+
 def _jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_tools() -> None:
     """Raise CannotCompileError, saying what to install, if something is missing."""
-    words = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
+    words = _compiler()
     if not any(shutil.which(word) for word in words[:2]):  # the first may be a launcher such as ccache
         raise CannotCompileError(
             f"no C compiler: '{words[0]}' is not on the path. Install one (Debian: build-essential),"

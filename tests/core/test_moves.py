@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +107,7 @@ class Careful(Dispatcher):
         assert not fits or waited < there - here or slot in job.tried
 
 
+@pytest.mark.pure_only("inherits from a compiled class")
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**9), quantum=st.sampled_from([60, 600]))
 def test_no_worker_serves_a_debtor_while_somebody_with_credit_could_be_served(

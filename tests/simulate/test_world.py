@@ -161,6 +161,7 @@ class Blind:
         return self.step(event)
 
 
+@pytest.mark.pure_only("replaces a method")
 def test_no_policy_can_reach_the_true_output_length() -> None:
     """Two workloads that differ only in output lengths: what arrives at the dispatcher is the same."""
     told = []

@@ -117,7 +117,9 @@ class Dispatcher:
         Raises ``LifecycleError`` for an event about an unknown or ended request, or an illegal move,
         and ``KeyError`` for an unknown worker; nothing has changed then.
         """
-        self.now = max(self.now, event.at)
+        at = event[0]
+        if at > self.now:  # noqa: PLR1730 - a call of max() takes longer
+            self.now = at
         out: list[Command] = []
         self._handlers[type(event)](event, out)
         if self._parked and self.fleet.candidates:
@@ -205,7 +207,8 @@ class Dispatcher:
 
     def _progressed(self, event: ev.Progressed, out: list[Command]) -> None:
         job = self._job(event.rid)
-        job.move("progress")
+        if job.state is not State.DECODING:  # the usual case, which changes nothing
+            job.move("progress")
         self._charge_output(job, event.tokens)
 
     def _charge_output(self, job: Job, tokens: int) -> None:

@@ -15,6 +15,7 @@ already seen a part.
 """
 
 from enum import StrEnum
+from typing import Final
 
 
 class State(StrEnum):
@@ -33,7 +34,7 @@ class LifecycleError(Exception):
     """An event that makes no sense for the request: unknown, ended, or out of order."""
 
 
-MOVES: dict[State, dict[str, State]] = {
+MOVES: Final[dict[State, dict[str, State]]] = {
     State.QUEUED: {
         "dispatch": State.RUNNING,
         "reject": State.REJECTED,

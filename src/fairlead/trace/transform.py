@@ -43,7 +43,7 @@ def surveyed(trace: Trace, sessions: Sessions, change: str, *labels: str) -> Tra
         requests=requests,
         duration_us=end - start,
         clients={client: trace.clients.get(client, 1.0) for client in seen},
-        misbehaving=trace.misbehaving & seen.keys(),
+        misbehaving=trace.misbehaving.intersection(seen),
         labels=(*trace.labels, *labels),
         identity=derived_identity(trace, change),
     )

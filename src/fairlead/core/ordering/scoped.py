@@ -62,7 +62,7 @@ class ScopedOrdering(OrderingBase[Q], Generic[Q, B]):
 
     def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:
         """Charge the prompt; return the client's credit before that."""
-        books = self._fleet or self._scopes[number]
+        books = self._fleet if self._fleet is not None else self._scopes[number]
         credit = books.credit(item.client)
         books.charge(item.client, self.costs.extend * self._billed(item.request.prompt_tokens, extend_tokens))
         return credit
@@ -88,13 +88,13 @@ class ScopedOrdering(OrderingBase[Q], Generic[Q, B]):
 
     def _charge(self, number: int, client: ClientId, units: int) -> None:
         """Charge where the client's account is; the books of a worker that is gone are closed."""
-        books = self._fleet or self._scopes.get(number)
+        books = self._fleet if self._fleet is not None else self._scopes.get(number)
         if books is not None:
             books.charge(client, units)
 
     def credit(self, number: int, client: ClientId) -> float:
         """Return what the client may still use, for explanations."""
-        books = self._fleet or self._scopes.get(number)
+        books = self._fleet if self._fleet is not None else self._scopes.get(number)
         return books.credit(client) if books is not None else 0.0
 
     def tick(self, now: int) -> None:

@@ -6,7 +6,7 @@ fleet is a few parallel lists. A policy reads them through ``Fleet`` and must no
 
 from collections.abc import Sequence
 from random import Random
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 from fairlead.core.model import ClientId, Costs, Request, WorkerId
 from fairlead.core.params import Param, resolve
@@ -94,27 +94,39 @@ class Fleet(Protocol):
         """When ``engine_*`` were read, microseconds; 0 if never. Policies judge their age by it."""
 
 
-class Match(NamedTuple):
-    """How much of one prompt each worker caches."""
+class Match:
+    """How much of one prompt each worker caches. Not a tuple, like ``Choice``: one is made a decision."""
 
-    tokens: Sequence[int]
-    """Cached prompt tokens by slot, an entry for every slot of the fleet; at most prompt - 1."""
-    best: int
-    """The largest of ``tokens`` over the candidates; 0 when nobody caches any."""
-    holders: Sequence[int]
-    """Candidate slots whose match is ``best``, ascending; empty when ``best`` is 0."""
-    blocks: int = 0
-    """Blocks behind ``best``."""
+    __slots__ = ("best", "blocks", "holders", "tokens")
+
+    def __init__(self, tokens: Sequence[int], best: int, holders: Sequence[int], blocks: int = 0) -> None:
+        self.tokens = tokens
+        """Cached prompt tokens by slot, an entry for every slot of the fleet; at most prompt - 1."""
+        self.best = best
+        """The largest of ``tokens`` over the candidates; 0 when nobody caches any."""
+        self.holders = holders
+        """Candidate slots whose match is ``best``, ascending; empty when ``best`` is 0."""
+        self.blocks = blocks
+        """Blocks behind ``best``."""
+
+    def __repr__(self) -> str:
+        return f"Match({self.tokens}, best={self.best}, holders={self.holders}, blocks={self.blocks})"
 
 
-class Choice(NamedTuple):
+class Choice:
     """A routing decision and its reasons."""
 
-    slot: int
-    scores: Sequence[float] = ()
-    """One a candidate, in the order of ``Fleet.candidates``; lower is better. Empty if not scored."""
-    branch: str = ""
-    """The branch of the rule that was taken, for explanations."""
+    __slots__ = ("branch", "scores", "slot")
+
+    def __init__(self, slot: int, scores: Sequence[float] = (), branch: str = "") -> None:
+        self.slot = slot
+        self.scores = scores
+        """One a candidate, in the order of ``Fleet.candidates``; lower is better. Empty if not scored."""
+        self.branch = branch
+        """The branch of the rule that was taken, for explanations."""
+
+    def __repr__(self) -> str:
+        return f"Choice({self.slot}, scores={self.scores}, branch={self.branch!r})"
 
 
 class Routing(Protocol):
