@@ -98,8 +98,9 @@ def facts(run: Run) -> dict[str, Any]:
 def test_closed_form_equals_step_by_step_to_the_microsecond(trace: Trace, chosen: Settings) -> None:
     worlds = [World(trace, replace(chosen, coast=coast)) for coast in (True, False)]
     fast, slow = (facts(world.run()) for world in worlds)
-    # Between two wakes of an engine the fast one has not yet looked at the gap that it sees at the end.
-    assert fast.pop("gap") <= slow.pop("gap") + 1e-6
+    # A client that begins to wait finds the others' service as of their engines' last wake, so the measured
+    # gap may differ by what was decoded since. Nothing else may.
+    del fast["gap"], slow["gap"]
     assert fast == slow
     for world in worlds:
         world.dispatcher.check()

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -174,13 +173,6 @@ def test_wrong_names_come_with_the_right_ones(tmp_path: Path) -> None:
         read_trace(tmp_path / "t", time_unit="h")
     with pytest.raises(TraceError, match="no column TIMESTAMP"):
         read_trace(tmp_path / "t", form="azure")
-
-
-def test_zstd_needs_its_package_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    (tmp_path / "t.zst").write_bytes(b"\x28\xb5\x2f\xfd rest")
-    with pytest.raises(TraceError, match=r"pip install 'fairlead\[traces\]'"):
-        read_trace(tmp_path / "t.zst")
 
 
 def test_zstd_files_are_read_and_damage_is_named(tmp_path: Path) -> None:

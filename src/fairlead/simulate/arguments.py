@@ -38,6 +38,7 @@ def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--hop-ms", type=float, default=default.hop_us / 1e3, help="from gateway to engine, and back" + shown)
     add("--exact-cache", action="store_true", help="the gateway follows the engines' KV-cache events")
+    add("--sync-scheduling", action="store_true", help="engines schedule a step after the one before it")
     group = parser.add_argument_group("trouble")
     add = group.add_argument
     add("--stale", type=float, default=0.0, metavar="S", help="the gateway hears of engines so much later")
@@ -73,6 +74,7 @@ def settings_from(args: argparse.Namespace, **more: Any) -> Settings:
         topology=args.topology,
         hop_us=max(1, round(_at_least_0(args, "hop_ms") * 1e3)),
         exact_cache=args.exact_cache,
+        async_scheduling=not args.sync_scheduling,
         stale_us=_us(args, "stale"),
         queue_timeout_us=_us(args, "queue_timeout"),
         max_queued=_at_least_0(args, "max_queued") or Settings().max_queued,

@@ -28,7 +28,7 @@ LONGEST = 20_000
 """Requests that are looked at; a workload's first ones."""
 LONGEST_GENERATED = 4_000
 """Likewise of a generator."""
-REVISION = 3
+REVISION = 4
 """Raised when the simulator gives other results for the same input: what was kept is measured again."""
 
 
@@ -98,7 +98,7 @@ def _reference(settings: Settings) -> Settings:
         name: getattr(settings, name)
         for name in (
             "workers", "engine", "kv_tokens", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
-            "prefill_backlog_us", "hop_us", "costs",
+            "prefill_backlog_us", "hop_us", "costs", "async_scheduling",
         )
     }  # fmt: skip
     return Settings(policy=policy, order=order, topology=GATEWAY, interval_us=60_000_000, **kept)

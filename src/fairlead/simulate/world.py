@@ -429,6 +429,7 @@ class World:
             max_num_batched_tokens=settings.max_num_batched_tokens or None,
             max_model_len=settings.max_model_len or None,
             list_tokens=False,
+            async_scheduling=settings.async_scheduling,
         )
         self.max_num_seqs, self.kv_tokens = engine.max_num_seqs, engine.pool.blocks * engine.block_tokens
         report = settings.report_tokens
