@@ -56,5 +56,6 @@ lock: ## renew the locked dependencies
 	for f in runtime dev; do $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
 	  --no-emit-trusted-host --no-emit-find-links --no-header -o requirements/$$f.lock requirements/$$f.in; done
 
-clean: ## remove the environments and caches
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-engines .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove the environments, caches and what was compiled
+	$(PYTHON) scripts/compile.py --clean
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-engines .mypy_cache .ruff_cache .pytest_cache .hypothesis build
