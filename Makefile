@@ -46,9 +46,9 @@ lint: $(VENV)/.dev ## ruff and mypy, strict
 
 check: lint test ## what to run before a commit
 
-bench: $(VENV)/.dev ## the core's benchmarks: ratios to naive versions, and absolute figures
-	@for b in index ordering routing dispatcher; do echo "== benchmarks/core/$$b.py"; \
-	  $(BIN)/python -m benchmarks.core.$$b $(ARGS) || exit 1; done
+bench: $(VENV)/.dev ## the core's and the simulator's benchmarks: ratios, and absolute figures
+	@for b in core.index core.ordering core.routing core.dispatcher simulate; do echo "== benchmarks.$$b"; \
+	  $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
 
 lock: ## renew the locked dependencies
 	$(PYTHON) -m venv $(VENV)-lock
