@@ -110,8 +110,8 @@ def test_a_sweep_shows_every_chart(sweep: list[dict[str, Any]]) -> None:
         "How it was run",
     }
     named = [s for s in tree.iter(SVG) if s.get("role") == "img"]
-    # 2 distributions, 2 load curves, 2 Pareto plots, service and 3 worker charts a policy, 2 sets of bars
-    assert len(named) == 2 + 2 + 2 + 2 * (1 + 3) + 2
+    # 3 distributions (TTFT of the victims too), 2 load curves, 2 Pareto plots, service and 3 worker charts a policy, 2 sets of bars
+    assert len(named) == 3 + 2 + 2 + 2 * (1 + 3) + 2
     assert ">knee<" in html
     assert 'class="band"' in html
 
@@ -231,12 +231,36 @@ def test_the_page_is_the_same_every_time(sweep: list[dict[str, Any]]) -> None:
     assert page(sweep) == page(sweep)
 
 
-def test_a_narrow_terminal_leaves_columns_out_and_breaks_no_number(sweep: list[dict[str, Any]]) -> None:
-    console = Console(file=StringIO(), width=60)
-    show_run(sweep[0], console)
+def narrow(results: list[dict[str, Any]], width: int) -> str:
+    console = Console(file=StringIO(), width=width)
+    if len(results) == 1:
+        show_run(results[0], console)
+    else:
+        show_comparison(results, console)
     assert isinstance(console.file, StringIO)
-    text = console.file.getvalue()
+    return console.file.getvalue()
+
+
+def test_a_narrow_terminal_leaves_columns_out_and_breaks_no_number(sweep: list[dict[str, Any]]) -> None:
+    text = narrow(sweep[:1], 60)
     assert "too narrow for: " in text
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert max(map(len, text.splitlines())) <= 60
     assert "too narrow" not in told(sweep)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_terminal_tables_fit_whatever_the_names(width: int, sweep: list[dict[str, Any]]) -> None:
+    names = ("team-" + "x" * 90 + "-end", "flood")
+    one = summarise(queue_run(requests=60, clients=names))
+    for text in (narrow([one], width), narrow(sweep, width)):
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "-end" in narrow([one], width)
+
+
+def test_what_matters_stays_when_columns_go(sweep: list[dict[str, Any]]) -> None:
+    text = narrow(sweep, 80)
+    assert "too narrow for: Jain" in text.replace("\n", " ")
+    kept = narrow(sweep[:1], 60)
+    assert "service" in kept
+    assert "too narrow for: requests" in kept

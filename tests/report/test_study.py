@@ -6,10 +6,20 @@ from typing import Any
 import pytest
 
 from fairlead.report.metrics import summarise
+from fairlead.report.naming import policy_names
 from fairlead.report.statistics import Difference
-from fairlead.report.study import MEAN_TTFT, Group, difference, policy_names, studies
+from fairlead.report.study import MEAN_TTFT, Group, difference, studies
 from fairlead.report.verdict import verdict
 from tests.report.runs import queue_run
+
+SETUP: dict[str, Any] = {
+    "kind": "simulate",
+    "engine": "toy",
+    "workers": 1,
+    "topology": "gateway",
+    "policy": "d2lpm",
+    "order": "dlpm",
+}
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -34,7 +44,7 @@ def group(policy: str, one: dict[str, Any], *rows: tuple[int, str, float]) -> Gr
 
 def test_policies_are_named_by_what_differs() -> None:
     runs = [
-        {"policy": p, "order": o, "load": 0.5, "seed": 1, "settings": {}}
+        {**SETUP, "policy": p, "order": o, "load": 0.5, "seed": 1, "settings": {}}
         for p, o in (("marginal", "dlpm"), ("lmetric", "dlpm"))
     ]
     assert policy_names(runs) == ["marginal", "lmetric"]
@@ -47,7 +57,7 @@ def test_policies_are_named_by_what_differs() -> None:
 
 def test_runs_alike_but_for_a_setting_are_told_apart_by_it() -> None:
     runs = [
-        {"policy": "d2lpm", "order": "dlpm", "load": 0.5, "seed": s, "settings": {"quantum": q, "seed": s}}
+        {**SETUP, "load": 0.5, "seed": s, "settings": {"quantum": q, "seed": s}}
         for s in (1, 2)
         for q in (4000, 8000)
     ]
@@ -135,3 +145,51 @@ def test_leaving_the_bound_is_said_aloud(one: dict[str, Any]) -> None:
     assert any("120% of the bound: OUTSIDE" in point for point in verdict(studies([broken])[0]).points)
     both = verdict(studies([one, {**broken, "policy": "b"}])[0])
     assert "OUTSIDE the fairness bound: b (120% of it)." in both.points
+
+
+def simulated(**changes: Any) -> dict[str, Any]:
+    return {**result(), "load": 0.0, **changes}
+
+
+def replayed(**changes: Any) -> dict[str, Any]:
+    live = {"kind": "replay", "policy": "live", "order": "live", "topology": "live", "workers": 0}
+    return {**simulated(), **live, "engine": "a-model", **changes}
+
+
+def test_a_replay_alone_is_a_live_endpoint_and_no_fleet_of_none() -> None:
+    study = studies([replayed()])[0]
+    assert study.title == "by hand \N{MIDDLE DOT} live endpoint a-model \N{MIDDLE DOT} misbehaving: flood"
+    assert study.policies == ["live endpoint"]
+
+
+def test_a_replay_stands_beside_the_simulations_of_its_arrivals_only() -> None:
+    runs = [simulated(), result(load=0.7), simulated(workload="another"), replayed()]
+    beside, loaded, another = studies(runs)
+    assert beside.policies == ["live endpoint", "marginal + dlpm, simulated"]
+    assert beside.title.split(" \N{MIDDLE DOT} ")[1:3] == [
+        "live endpoint a-model",
+        "simulated: 2 \N{MULTIPLICATION SIGN} toy, the gateway holds the queue",
+    ]
+    assert (loaded.loads, loaded.policies) == ([0.7], ["marginal + dlpm"])
+    assert another.policies == ["marginal + dlpm"]
+    assert studies(runs, "simulated")[0].baseline == "marginal + dlpm, simulated"
+
+
+def test_simulations_of_other_fleets_beside_a_replay_are_told_apart() -> None:
+    study = studies([simulated(), simulated(workers=4), replayed()])[0]
+    assert study.policies == [
+        "live endpoint",
+        "marginal + dlpm, 2 workers, simulated",
+        "marginal + dlpm, 4 workers, simulated",
+    ]
+
+
+def test_replays_are_named_by_what_they_were_told_and_numbered_when_repeated() -> None:
+    slow = replayed(settings={"url": "http://b"})
+    runs = [replayed(policy="lmetric"), replayed(), replayed(), slow]
+    assert policy_names(runs) == [
+        "lmetric, measured, url=None",
+        "live endpoint, url=None",
+        "live endpoint, url=None, run 2",
+        "live endpoint, url=http://b",
+    ]

@@ -1,6 +1,7 @@
 """The report's charts: which figures of a study go into which plot."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from fairlead.report.numbers import digits, duration, percent, short, short_time
@@ -16,24 +17,30 @@ MOST_ENDS = 6
 """Policies named at the ends of their lines; more of them are told apart by the key alone."""
 
 
-def distribution(study: Study, load: float, metric: str) -> str:
-    """Return the cumulative distribution of ``ttft`` or ``tpot``, a line a policy, time logarithmic."""
+def distribution(study: Study, load: float, metric: str, *, victims: bool = False) -> str:
+    """Return the cumulative distribution of ``ttft`` or ``tpot``, a line a policy, time logarithmic.
+
+    ``victims``: of all clients that behaved; nothing where nobody misbehaved.
+    """
     curves = []
     for number, policy in enumerate(study.policies):
         group = study.groups.get((policy, load))
-        values = group.typical()["quantiles"][f"{metric}_ms"] if group else []
+        of = group.typical() if group else None
+        if of and victims:
+            of = of["victims"]
+        values = of["quantiles"][f"{metric}_ms"] if of else []
         if values:
             step = 1 / (len(values) - 1)
             curves.append((number, policy, [(max(v, 1e-3), k * step) for k, v in enumerate(values)]))
     if not curves:
         return ""
-    name = metric.upper()
+    name, whose = metric.upper(), " of all who behaved" if victims else ""
     xs = [x for _, _, points in curves for x, _ in points[2:]]  # the luckiest percent would stretch the axis
     medians = "; ".join(f"{p}: median {duration(points[len(points) // 2][0])}" for _, p, points in curves)
     plot = Plot(
-        f"{metric}-cdf-{_id(study, load)}",
+        f"{metric}-cdf-{'victims-' if victims else ''}{_id(study, load)}",
         f"Distribution of {name}",
-        f"Cumulative share of completed requests by {name}. {medians}.",
+        f"Cumulative share of completed requests by {name}{whose}. {medians}.",
         axis(xs, f"{name}, logarithmic", short_time, log=True),
         axis([0.0, 1.0 / 1.05], f"share of requests with at most this {name}", percent),
     )
@@ -56,7 +63,10 @@ def load_curve(study: Study, what: str) -> str:
         f"load-{what}-{_id(study)}",
         title,
         f"{title} for {', '.join(study.policies)}; each curve's knee is marked, saturated points are hollow.",
-        axis([p.load for p in points], "load, share of the measured maximum", percent, zero=False),
+        replace(
+            axis([p.load for p in points], "load, share of the measured maximum", percent, zero=False),
+            at=tuple(study.loads),
+        ),
         axis(values, "mean TTFT, logarithmic", short_time, log=True)
         if ttft
         else axis(values, "goodput, requests/s that met their SLOs", short),
@@ -225,7 +235,7 @@ def _bars(
         if mark is not None:
             x = full * min(max(mark, 0.0), 1.0)
             parts.append(
-                f'<line class="reach" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 14}" y2="{y + 32}"/>'
+                f'<line class="reach" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 15}" y2="{y + 31}"/>'
                 f'<text class="tick end" x="{full}" y="{y + 12}">reachable {percent(mark)}</text>'
             )
     return "".join([*parts, "</svg>"])

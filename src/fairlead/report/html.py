@@ -6,6 +6,7 @@ from importlib import resources
 
 from fairlead import __version__
 from fairlead.report import charts
+from fairlead.report.accuracy import compared, pairs
 from fairlead.report.numbers import digits, percent
 from fairlead.report.results import Result
 from fairlead.report.study import GAP, JAIN, Group, Study, studies
@@ -37,7 +38,7 @@ def _study(study: Study) -> str:
     many = len(study.policies) > 1
     parts = [
         _verdict(study),
-        _section("Compared" if many else "Figures", _table(comparison(study, load))),
+        _section(_first(study), "".join(map(_table, compared(study, load)))),
         _section("Latency", _latency(study, load), _key(study) if many else ""),
         _section("Load", _loads(study), _key(study) if many else ""),
         _section("Fairness and throughput", _pareto(study, load), _key(study)),
@@ -49,6 +50,12 @@ def _study(study: Study) -> str:
         _section("How it was run", _settings(drawn)),
     ]
     return f'<section class="study">{"".join(parts)}</section>\n'
+
+
+def _first(study: Study) -> str:
+    if len(study.policies) == 1:
+        return "Figures"
+    return "Simulated against measured" if pairs(study, study.main_load) else "Compared"
 
 
 def _verdict(study: Study) -> str:
@@ -81,6 +88,9 @@ def _other_loads(study: Study) -> str:
 
 def _latency(study: Study, load: float) -> str:
     drawings = [
+        _figure(
+            charts.distribution(study, load, "ttft", victims=True), "Time to first token of all who behaved"
+        ),
         _figure(charts.distribution(study, load, "ttft"), "Time to first token, from the scheduled arrival"),
         _figure(charts.distribution(study, load, "tpot"), "Time per output token after the first"),
     ]
@@ -98,6 +108,8 @@ def _loads(study: Study) -> str:
 
 
 def _pareto(study: Study, load: float) -> str:
+    if any(group.live for group in study.at(load)):
+        return ""  # a client sees gaps only now and then: they are not those that a dispatcher counts
     drawings = [
         _figure(charts.pareto(study, load, GAP), "Where points are joined, none is better in both"),
         _figure(charts.pareto(study, load, JAIN), "Jain's index of service over fair share"),
@@ -200,7 +212,7 @@ def _facts(group: Group, result: Result) -> dict[str, str]:
     }
     known = {*facts, "seed", "load"}
     facts |= {str(k): _plain(v) for k, v in result["settings"].items() if k not in known and v}
-    return {k: v for k, v in facts.items() if v}
+    return {k: v for k, v in facts.items() if v and (k, v) not in {("policy", "live"), ("order", "live")}}
 
 
 def _plain(value: object) -> str:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from fairlead.report.accuracy import compared
 from fairlead.report.results import Result
 from fairlead.report.study import Study, studies
-from fairlead.report.tables import Cell, Table, clients, comparison, figures, loads
+from fairlead.report.tables import Cell, Table, clients, figures, loads
 from fairlead.report.verdict import verdict
 
 MARKUP = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
@@ -21,7 +22,7 @@ def _study(study: Study) -> str:
     lines += [f"- {_escaped(point)}" for point in said.points]
     if said.confidence:
         lines += ["", f"*{_escaped(said.confidence)}*"]
-    tables = [comparison(study, study.main_load)]
+    tables = compared(study, study.main_load)
     if len(study.policies) == 1:
         tables.append(figures(study.at(study.main_load)[0].typical()))
     if len(study.loads) > 1:

@@ -41,29 +41,44 @@ def short_time(ms: float) -> str:
 
 
 def percent(share: float | None, decimals: int = 0) -> str:
-    """Return a share as a percentage; never 0% for what is not 0."""
+    """Return a share as a percentage; never 0% for what is not 0, nor 100% for what is less."""
     if share is None:
         return NONE
     least: float = 10**-decimals
-    return f"<{least:.{decimals}f}%" if 0 < 100 * share < least / 2 else f"{100 * share:.{decimals}f}%"
+    if 0 < 100 * share < least / 2:
+        return f"<{least:.{decimals}f}%"
+    text = f"{100 * share:.{decimals}f}%"
+    whole = share < 1 and text == f"{100:.{decimals}f}%"
+    return f">{100 - least:.{decimals}f}%" if whole else text
 
 
-def change(difference: Difference | None) -> str:
+def change(difference: Difference | None, none: str = "no difference seen") -> str:
     """Return a difference with its confidence interval, such as -35% (-41 to -29), 4.2x (3.1 to 5.7).
 
-    Ratios from 3 up are factors; differences of shares are percentage points.
+    Ratios from 3 up are factors; differences of shares are percentage points. ``none``: what to say where
+    the interval includes no difference.
     """
     if difference is None:
         return ""
     amount, within = _parts(difference)
     if difference.seen is None:
         return amount
-    return f"{amount} ({within})" if difference.seen else f"no difference seen ({within})"
+    return f"{amount} ({within})" if difference.seen else f"{none} ({within})"
 
 
 def interval(difference: Difference) -> str:
     """Return the confidence interval alone, as ``change`` writes it; nothing for one pair."""
     return "" if difference.seen is None else _parts(difference)[1]
+
+
+def ratio(value: float) -> str:
+    """Return a ratio as a change, such as +3.2%, -35%, 4.2x."""
+    return f"{digits(value)}{TIMES}" if value >= FACTOR else f"{_signed(value - 1)}%"
+
+
+def points(change: float) -> str:
+    """Return a difference of two shares in percentage points."""
+    return f"{_signed(change)} points"
 
 
 def _parts(difference: Difference) -> tuple[str, str]:
@@ -72,7 +87,7 @@ def _parts(difference: Difference) -> tuple[str, str]:
         if difference.as_ratio:  # something was 0
             return f"{difference.mean:+,.0f}", f"{low:+,.0f} to {high:+,.0f}"
         low, high = max(-1.0, low), min(1.0, high)  # a share cannot change by more
-        return f"{_signed(difference.mean)} points", f"{_signed(low)} to {_signed(high)}"
+        return points(difference.mean), f"{_signed(low)} to {_signed(high)}"
     low, high = difference.ratio_low or 1.0, difference.ratio_high or 1.0
     if max(difference.ratio, low, high) >= FACTOR:
         return f"{digits(difference.ratio)}{TIMES}", f"{digits(low)} to {digits(high)}{TIMES}"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairlead.report.naming import LIVE, live, policy_names, setup, where
+from fairlead.report.numbers import TIMES
 from fairlead.report.results import Result
 from fairlead.report.statistics import Difference, Knee, LoadPoint, knee, paired
 
@@ -79,6 +81,11 @@ class Group:
     seeds: dict[int, Result] = field(default_factory=dict)
 
     @property
+    def live(self) -> bool:
+        """Whether it was measured at a live endpoint and not simulated."""
+        return any(map(live, self.seeds.values()))
+
+    @property
     def saturated(self) -> int:
         """How many of its runs fell behind."""
         return sum(map(saturated, self.seeds.values()))
@@ -126,11 +133,11 @@ def difference(measure: Measure, before: Group, after: Group) -> Difference | No
 
 @dataclass(slots=True)
 class Study:
-    """All results of one setting: the same workload on the same engines."""
+    """All results of one setting: the same workload on the same engines, or simulated and measured."""
 
     title: str
     policies: list[str]
-    """In order of first appearance; the first is what the others are compared with."""
+    """In order of first appearance, measured ones first; the first is what the others are compared with."""
     groups: dict[tuple[str, float], Group]
     number: int = 0
     """Its place among the studies of a report."""
@@ -139,6 +146,11 @@ class Study:
     def baseline(self) -> str:
         """The policy that the others are compared with."""
         return self.policies[0]
+
+    @property
+    def row(self) -> str:
+        """What a row of its tables is: ``policy``, or ``run`` where some were measured."""
+        return "run" if any(group.live for group in self.groups.values()) else "policy"
 
     @property
     def loads(self) -> list[float]:
@@ -178,71 +190,69 @@ class Study:
 def studies(results: Iterable[Result], baseline: str = "") -> list[Study]:
     """Sort results into studies, in order of appearance.
 
-    ``baseline``: words of the name of the policy to compare with; default: the first. Raises ValueError
-    where no policy has them.
+    A replay and the simulations of the same arrivals make one study, whatever engines were simulated.
+    ``baseline``: words of the name of the policy to compare with; default: what was measured, or the first.
+    Raises ValueError where no policy has them.
     """
+    results = list(results)
+    measured = {_arrivals(result) for result in results if live(result)}
     settings: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     for result in results:
-        settings[_setting(result)].append(result)
-    found = [_study(key, runs) for key, runs in settings.items()]
+        arrivals = _arrivals(result)
+        settings[arrivals if arrivals in measured else _setting(result)].append(result)
+    found = list(map(_study, settings.values()))
     for number, study in enumerate(found):
         study.number = number
-    if baseline:
-        for study in found:
-            _move_first(study, baseline)
+    moved = [_move_first(study, baseline) for study in found] if baseline else [True]
+    if not any(moved):
+        names = dict.fromkeys(policy for study in found for policy in study.policies)
+        raise ValueError(f"no policy is called {baseline!r}; there are {'; '.join(names)}")
     return found
 
 
+def _arrivals(result: Result) -> tuple[Any, ...]:
+    return (result["workload"], result["load"], _misbehaving(result))
+
+
 def _setting(result: Result) -> tuple[Any, ...]:
-    misbehaving = tuple(c["name"] for c in result["clients"] if c["misbehaving"])
-    names = ("kind", "workload", "engine", "workers", "topology")
-    return (*(result[name] for name in names), misbehaving)
+    return (result["workload"], *setup(result), _misbehaving(result))
 
 
-def _study(key: tuple[Any, ...], runs: Sequence[Result]) -> Study:
-    kind, workload, engine, workers, topology, misbehaving = key
-    where = "the gateway holds the queue" if topology == "gateway" else "engines order their own queues"
-    parts = [str(workload), f"{workers} \N{MULTIPLICATION SIGN} {engine}", where]
-    if misbehaving:
-        parts.append(f"misbehaving: {', '.join(misbehaving)}")
-    if kind == "replay":
-        parts.append("live")
-    study = Study(" · ".join(parts), [], {})
+def _misbehaving(result: Result) -> tuple[str, ...]:
+    return tuple(client["name"] for client in result["clients"] if client["misbehaving"])
+
+
+def _study(runs: Sequence[Result]) -> Study:
+    study = Study(_title(runs), [], {})
     for name, result in zip(policy_names(runs), runs, strict=True):
         if name not in study.policies:
             study.policies.append(name)
         group = study.groups.setdefault((name, result["load"]), Group(name, result["load"]))
         group.seeds[result["seed"]] = result
+    are_live = {group.policy: group.live for group in study.groups.values()}
+    study.policies.sort(key=lambda policy: not are_live[policy])
     return study
 
 
-def _move_first(study: Study, words: str) -> None:
+def _title(runs: Sequence[Result]) -> str:
+    served = dict.fromkeys(result["engine"] for result in runs if live(result))
+    setups = dict.fromkeys(map(setup, (result for result in runs if not live(result))))
+    simulated = "; ".join(f"{n} {TIMES} {engine}, {where(topology)}" for engine, n, topology in setups)
+    parts = [runs[0]["workload"]]
+    if served:
+        parts.append(f"{LIVE} {', '.join(served)}".rstrip())
+    if simulated:
+        parts.append(f"simulated: {simulated}" if served else simulated)
+    misbehaving = _misbehaving(runs[0])
+    if misbehaving:
+        parts.append(f"misbehaving: {', '.join(misbehaving)}")
+    return " \N{MIDDLE DOT} ".join(parts)
+
+
+def _move_first(study: Study, words: str) -> bool:
+    """Make the policy with this name, or these words in its name, the baseline; False if there is none."""
     hits = [p for p in study.policies if p == words] or [p for p in study.policies if words in p]
-    if not hits:
-        raise ValueError(f"no policy is called {words!r}; there are {'; '.join(study.policies)}")
-    study.policies.remove(hits[0])
-    study.policies.insert(0, hits[0])
-
-
-def policy_names(runs: Sequence[Result]) -> list[str]:
-    """Name each run by what tells policies apart: routing, ordering, or both; then settings that differ."""
-    routes, orders = {r["policy"] for r in runs}, {r["order"] for r in runs}
-    names = [
-        r["policy"] if len(orders) == 1 and len(routes) > 1
-        else r["order"] if len(routes) == 1 and len(orders) > 1
-        else f"{r['policy']} + {r['order']}"
-        for r in runs
-    ]  # fmt: skip
-    same: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for i, (name, run) in enumerate(zip(names, runs, strict=True)):
-        same[name, run["load"], run["seed"]].append(i)
-    telling = {key for places in same.values() for key in _differing([runs[i]["settings"] for i in places])}
-    for i, run in enumerate(runs):
-        extra = [f"{key}={run['settings'][key]}" for key in sorted(telling) if key in run["settings"]]
-        names[i] = ", ".join([names[i], *extra])
-    return names
-
-
-def _differing(settings: Sequence[Result]) -> set[str]:
-    keys = {key for one in settings for key in one}
-    return {key for key in keys if len({repr(one.get(key)) for one in settings}) > 1}
+    for hit in hits[:1]:
+        study.policies.remove(hit)
+        study.policies.insert(0, hit)
+    return bool(hits)

@@ -41,6 +41,8 @@ class Axis:
     title: str
     shown: Shown
     log: bool = False
+    at: tuple[float, ...] = ()
+    """Where its ticks are; empty for round values."""
 
     def place(self, value: float) -> float:
         """Return where a value lies, 0 at the low end and 1 at the high end; clipped to the axis."""
@@ -50,7 +52,9 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, most: int = 5) -> list[Tick]:
-        """Return round values along the axis."""
+        """Return round values along the axis, or the given ones where they are few enough."""
+        if 0 < len(self.at) <= most + 2:
+            return [Tick(value, self.shown(value)) for value in self.at]
         values = (
             _log_ticks(self.low, self.high, most) if self.log else _linear_ticks(self.low, self.high, most)
         )

@@ -6,9 +6,25 @@ from typing import NamedTuple
 
 from fairlead.report.numbers import NONE, change, digits, duration, percent
 from fairlead.report.results import Result
-from fairlead.report.study import MEASURES, Group, Measure, Study, difference
+from fairlead.report.study import (
+    ATTAINMENT,
+    GAP,
+    HIT_RATE,
+    JAIN,
+    MEAN_TPOT,
+    MEASURES,
+    P99_TTFT,
+    THROUGHPUT,
+    Group,
+    Measure,
+    Study,
+    difference,
+)
 
 MOST_CLIENTS = 30
+UNSEEN = "none seen"
+SPARE = (JAIN, MEAN_TPOT, HIT_RATE, ATTAINMENT, GAP, P99_TTFT, THROUGHPUT)
+"""Measures that a narrow comparison does without, the least important first."""
 
 
 class Cell(NamedTuple):
@@ -26,6 +42,8 @@ class Table:
     heads: Sequence[str]
     rows: list[list[Cell]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    spare: Sequence[str] = ()
+    """Heads of the columns to do without where there is little room, the least important first."""
 
 
 def shown(measure: Measure, value: float | None) -> str:
@@ -49,29 +67,39 @@ def comparison(study: Study, load: float) -> Table:
     )
     table = Table(
         f"{caption}, {seeds} {'seed' if seeds == 1 else 'seeds'}",
-        ["policy", *(m.name for m in measures)],
+        [study.row, *(m.name for m in measures)],
+        spare=[m.name for m in SPARE],
     )
     first = groups[0]
     for group in groups:
         cells = [
             Cell(
                 shown(m, group.mean(m)),
-                "" if group is first or m.unit == "index" else change(difference(m, first, group)),
+                ""
+                if group is first or m.unit == "index"
+                else change(difference(m, first, group), "none seen"),
             )
             for m in measures
         ]
         table.rows.append([Cell(group.policy, group.state), *cells])
     if len(groups) > 1:
-        table.notes.append(
-            f"Means over seeds; below each, the difference to {first.policy} on the same seeds with its 95%"
-            " confidence interval (Student's t on the pairs; on logarithms, for times and amounts)."
-        )
+        table.notes.append(_of_differences(first, seeds))
     if any(g.saturated for g in groups):
         table.notes.append(
             "Saturated runs fell behind what arrived: their times grow with the length of the run. They are"
             " never averaged or compared with runs that kept up."
         )
     return table
+
+
+def _of_differences(first: Group, seeds: int) -> str:
+    if seeds == 1:
+        return f"Below each figure, the difference to {first.policy}: one seed, no statement on chance."
+    return (
+        f"Means over seeds; below each, the difference to {first.policy} on the same seeds with its 95%"
+        " confidence interval (Student's t on the pairs; on logarithms, for times and amounts). None seen:"
+        " the interval includes no difference."
+    )
 
 
 def clients(result: Result) -> Table:
@@ -91,6 +119,7 @@ def clients(result: Result) -> Table:
             "met SLOs",
             "service",
         ],
+        spare=["requests", "mean TPOT", "met SLOs", "hit rate", "completed", "P50 TTFT"],
     )
     for client in listed:
         note = ["misbehaving"] if client["misbehaving"] else []
@@ -116,7 +145,9 @@ def clients(result: Result) -> Table:
 def figures(result: Result) -> Table:
     """Return the distribution of each latency of one run."""
     words = ("mean", "p50", "p75", "p90", "p95", "p99", "p99.9")
-    table = Table("Latencies", ["", *(w.replace("p", "P") for w in words)])
+    table = Table(
+        "Latencies", ["", *(w.replace("p", "P") for w in words)], spare=["P75", "P95", "P99.9", "P90"]
+    )
     for name, metric in (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("E2E", "e2el")):
         table.rows.append([Cell(name), *(Cell(duration(result[f"{w}_{metric}_ms"])) for w in words)])
     return table
@@ -124,7 +155,7 @@ def figures(result: Result) -> Table:
 
 def loads(study: Study) -> Table:
     """Return policies down and loads across: mean TTFT, and where the curve breaks."""
-    table = Table("Mean TTFT by load", ["policy", *(percent(load) for load in study.loads), "knee"])
+    table = Table("Mean TTFT by load", [study.row, *(percent(load) for load in study.loads), "knee"])
     for policy in study.policies:
         row = [Cell(policy)]
         for load in study.loads:

@@ -8,9 +8,10 @@ from rich.padding import Padding
 from rich.table import Table as Drawn
 from rich.text import Text
 
+from fairlead.report.accuracy import compared
 from fairlead.report.results import Result
 from fairlead.report.study import Study, studies
-from fairlead.report.tables import Cell, Table, clients, comparison, figures, loads
+from fairlead.report.tables import Cell, Table, clients, figures, loads
 from fairlead.report.verdict import verdict
 
 
@@ -32,7 +33,8 @@ def show_comparison(results: Iterable[Result], console: Console, baseline: str =
     for study in studies(results, baseline):
         _show_verdict(study, console)
         for load in study.loads:
-            _show(comparison(study, load), console)
+            for table in compared(study, load):
+                _show(table, console)
         if len(study.loads) > 1:
             _show(loads(study), console)
 
@@ -49,38 +51,97 @@ def _show_verdict(study: Study, console: Console) -> None:
 
 
 def _show(table: Table, console: Console) -> None:
-    """Print the table, without its last columns where the terminal is too narrow for whole words."""
-    widths = [_least(table, column) for column in range(len(table.heads))]
-    columns = len(widths)
-    while columns > 2 and sum(widths[:columns]) + 3 * columns + 1 > console.width:
-        columns -= 1
+    """Print the table; where the terminal is too narrow for whole words, without its least columns."""
+    columns, widths = _fitted(table, console.width)
+    console.print(Text(table.caption, style="bold"))
     drawn = Drawn(
         box=SIMPLE_HEAD,
-        title=Text(table.caption, style="bold"),
-        title_justify="left",
-        caption=Text("\n".join(table.notes)) if table.notes else None,
-        caption_justify="left",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    for i, head in enumerate(table.heads[:columns]):
-        drawn.add_column(Text(head), justify="right" if i else "left", min_width=widths[i])
+    for i, width in zip(columns, widths, strict=True):
+        drawn.add_column(Text(table.heads[i]), justify="right" if i else "left", width=width)
     for row in table.rows:
-        drawn.add_row(*map(_cell, row[:columns]))
+        drawn.add_row(*(_cell(row[i], width) for i, width in zip(columns, widths, strict=True)))
     console.print(drawn)
-    if columns < len(widths):
-        console.print(Text(f"too narrow for: {', '.join(table.heads[columns:])}", style="dim"))
+    for note in table.notes:
+        console.print(Text(note))
+    left_out = [head for i, head in enumerate(table.heads) if i not in columns]
+    if left_out:
+        console.print(Text(f"too narrow for: {', '.join(left_out)}", style="dim"))
+    console.print()
 
 
-def _least(table: Table, column: int) -> int:
+def _fitted(table: Table, room: int) -> tuple[list[int], list[int]]:
+    """Return which columns are shown and how wide each is: no number and no word is broken.
+
+    Columns go in the table's own order of importance, then from the last; two always stay.
+    """
+    longest = max(_NAME, room // 3)
+    least = [_least(table, column, longest) for column in range(len(table.heads))]
+    columns = list(range(len(least)))
+    going = [table.heads.index(head) for head in table.spare if head in table.heads]
+    going += [column for column in reversed(columns) if column not in going]
+    while len(columns) > 2 and sum(least[c] + _BETWEEN for c in columns) > room:
+        columns.remove(going.pop(0))
+    widths = [least[column] for column in columns]
+    left = room - sum(width + _BETWEEN for width in widths)
+    for most in (_whole_first_lines, _whole_second_lines):
+        for i, column in enumerate(columns):
+            more = max(0, min(most(table, column) - widths[i], left))
+            widths[i] += more
+            left -= more
+    return columns, widths
+
+
+_BETWEEN = 2
+"""Letters between two columns."""
+_NAME = 16
+"""Letters of a word of a name that are always shown."""
+
+
+def _least(table: Table, column: int, longest: int) -> int:
     """Return the width that a column needs: its numbers whole, everything else broken between words."""
     cells = [row[column] for row in table.rows]
-    words = [table.heads[column], *(cell.detail for cell in cells)]
-    texts = [cell.text for cell in cells]
-    whole = texts if column else [word for text in texts for word in text.split()]
-    return max(map(len, [*whole, *(word for text in words for word in text.split())]), default=1)
+    whole = [*table.heads[column].split(), *(unit for cell in cells for unit in _units(cell.detail))]
+    if column:
+        return max(map(len, [*whole, *(cell.text for cell in cells)]), default=1)
+    names = [word for cell in cells for word in cell.text.split()]
+    return min(max(map(len, [*whole, *names]), default=1), longest)
 
 
-def _cell(cell: Cell) -> Text:
-    text = Text(cell.text)
-    if cell.detail:
-        text.append("\n" + cell.detail, style="dim")
+def _whole_first_lines(table: Table, column: int) -> int:
+    return max(map(len, [table.heads[column], *(row[column].text for row in table.rows)]))
+
+
+def _whole_second_lines(table: Table, column: int) -> int:
+    """Return the width that amounts and intervals need, each on a line of its own."""
+    details = [row[column].detail.replace(" (", "\n(") for row in table.rows]
+    return max((len(line) for detail in details for line in detail.splitlines()), default=1)
+
+
+def _cell(cell: Cell, width: int) -> Text:
+    text = Text(" ".join(_cut(word, width) for word in cell.text.split()))
+    line = ""
+    for unit in _units(cell.detail):
+        longer = f"{line} {unit}" if line else unit
+        if line and (len(longer) > width or unit.startswith("(")):
+            text.append("\n" + line, style="dim")
+            longer = unit
+        line = longer
+    if line:
+        text.append("\n" + line, style="dim")
     return text
+
+
+def _units(detail: str) -> list[str]:
+    """Return a second line's words; those of an interval break after its "to" alone, as in (-14 to, +9%)."""
+    return [unit.replace("\0", " ") for unit in detail.replace(" to ", "\0to ").split()]
+
+
+def _cut(word: str, width: int) -> str:
+    """Return a word, its middle left out where it is too long: names often differ at the end."""
+    if len(word) <= width:
+        return word
+    end = (width - 1) // 2
+    return word[: width - 1 - end] + "\N{HORIZONTAL ELLIPSIS}" + word[len(word) - end :]

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from fairlead.report.accuracy import Pair, pairs
+from fairlead.report.naming import LIVE
 from fairlead.report.numbers import change, digits, duration, interval, percent
 from fairlead.report.results import Result
 from fairlead.report.study import (
     ATTAINMENT,
     GAP,
+    HIT_RATE,
     MEAN_TPOT,
     MEAN_TTFT,
     P99_TTFT,
@@ -34,6 +37,9 @@ def verdict(study: Study) -> Verdict:
     groups = study.at(study.main_load)
     if len(groups) == 1:
         return _of_one(groups[0])
+    beside = pairs(study, study.main_load)
+    if beside:
+        return _of_pairs(beside)
     return _of_many(study, groups)
 
 
@@ -44,24 +50,42 @@ def _of_one(group: Group) -> Verdict:
         return Verdict("Nothing arrived: there is nothing to measure.")
     if not completed:
         return Verdict(f"None of {injected:,} requests was completed.", [_outcomes(result)])
-    first = f"First tokens came after {duration(group.mean(MEAN_TTFT))} on average"
+    victims = result["victims"]
+    whose = "requests of all who behaved" if victims else "requests"
+    met = f"{percent((victims or result)['attainment'])} of {whose} met their SLOs"
     if saturated(result):
-        headline = f"Saturated: {group.policy} fell behind what arrived."
+        headline = f"Saturated: {_the(group)} fell behind what arrived; {met}."
     else:
-        headline = f"{first}; {percent(result['attainment'])} of requests met their SLOs."
+        ttft = duration((victims or result)["mean_ttft_ms"])
+        headline = f"First tokens came after {ttft} on average; {met}."
     length, tokens = duration(1000 * result["duration"]), digits(group.mean(THROUGHPUT))
     later, token = duration(group.mean(P99_TTFT)), duration(group.mean(MEAN_TPOT))
     answered = f"{completed:,} of {injected:,} requests were completed in {length}"
     points = [
         f"{answered}, {tokens} prompt and output tokens a second.",
-        f"{first}, P99 {later}; each further token took {token}.",
+        f"TTFT {duration(group.mean(MEAN_TTFT))} on average, P99 {later}; each further token took {token}.",
     ]
+    points += _victims_points(group)
     if completed < injected:
         points.append(_outcomes(result))
     points += _fairness_points(result) + _cache_points(result)
     seeds = len(group.seeds)
     sure = "One run of one seed: no statement on chance." if seeds == 1 else f"Means over {seeds} seeds."
     return Verdict(headline, points, sure)
+
+
+def _the(group: Group) -> str:
+    return f"the {LIVE}" if group.policy == LIVE else group.policy
+
+
+def _victims_points(group: Group) -> list[str]:
+    """Return what the misbehaving clients cost the others."""
+    victims, others = group.typical()["victims"], [c for c in group.typical()["clients"] if c["misbehaving"]]
+    if not victims or not victims["completed"]:
+        return []
+    slowest = [c["p99_ttft_ms"] for c in others if c["p99_ttft_ms"] is not None]
+    theirs = f", {duration(max(slowest))} for {_listed([c['name'] for c in others])}" if slowest else ""
+    return [f"P99 TTFT was {duration(group.mean(VICTIMS_P99))} for all who behaved{theirs}."]
 
 
 def _outcomes(result: Result) -> str:
@@ -73,6 +97,8 @@ def _fairness_points(result: Result) -> list[str]:
     fairness = result["fairness"]
     if len(result["clients"]) < 2:
         return []
+    if not fairness["worst_gap"] and not any(fairness["pair"]):
+        return ["No two clients were seen waiting at the same time, so nothing was there to be shared."]
     gap = digits(fairness["worst_gap"])
     if fairness["bound_share"] is None:
         return [f"The worst gap in service between backlogged clients was {gap} units; no bound is promised."]
@@ -85,10 +111,67 @@ def _cache_points(result: Result) -> list[str]:
     hit, reachable = result["hit_rate"], result["reachable_hit_rate"]
     if hit is None:
         return []
-    beside = (
-        "" if reachable is None else f"; an endless cache shared by all would have had {percent(reachable)}"
+    found = f"{percent(hit)} of prompt tokens were found cached"
+    if reachable is None:
+        return [f"{found}."]
+    if percent(hit) == percent(reachable):
+        return [f"{found}, as many as in an endless cache shared by all."]
+    return [f"{found}; an endless cache shared by all would have had {percent(reachable)}."]
+
+
+def _of_pairs(found: list[Pair]) -> Verdict:
+    """Return how near simulations came to what was measured."""
+    first = found[0]
+    headline = _errors(first)
+    if not headline:
+        return Verdict("No request was completed on both sides: there is nothing to compare.")
+    points = [
+        f"{name}: {_pair_words(pair, simulated)}"
+        for pair in found[:1]
+        for name, simulated in (("Measured", False), ("Simulated", True))
+    ]
+    if len(found) > 1:
+        points += [
+            f"{pair.simulated.policy}, against {pair.measured.policy}: "
+            + ", ".join(f"{m.name} {pair.error(m)}" for m in ERRORS if _both(pair, m))
+            + "."
+            for pair in found
+        ]
+    points += dict.fromkeys(warning for pair in found for warning in pair.warnings())
+    seeds = len(first.seeds)
+    sure = (
+        "One run on each side: what is said is its error, without a statement on chance."
+        if seeds == 1
+        else f"Means over {seeds} seeds on each side."
     )
-    return [f"{percent(hit)} of prompt tokens were found cached{beside}."]
+    return Verdict(f"Simulated against measured: {headline}.", points, sure)
+
+
+def _errors(pair: Pair) -> str:
+    """Return what is off and by how much, then what is not."""
+    errors = {m.name: pair.error(m) for m in (MEAN_TTFT, MEAN_TPOT, HIT_RATE) if _both(pair, m)}
+    off = [f"{name} {error}" for name, error in errors.items() if not error.startswith("0.0")]
+    equal = [name for name, error in errors.items() if error.startswith("0.0")]
+    parts = [", ".join(off), f"equal in {_listed(equal)}" if equal else ""]
+    return "; ".join(filter(None, parts))
+
+
+ERRORS = (MEAN_TTFT, P99_TTFT, MEAN_TPOT, HIT_RATE, THROUGHPUT)
+
+
+def _both(pair: Pair, measure: Measure) -> bool:
+    return None not in pair.means(measure)
+
+
+def _pair_words(pair: Pair, simulated: bool) -> str:
+    group = pair.simulated if simulated else pair.measured
+    runs = [group.seeds[seed] for seed in pair.seeds]
+    ttft, later, tpot = (pair.means(m)[simulated] for m in (MEAN_TTFT, P99_TTFT, MEAN_TPOT))
+    completed, injected = (sum(run[name] for run in runs) for name in ("completed", "num_prompts"))
+    return (
+        f"{completed:,} of {injected:,} requests completed, TTFT {duration(ttft)} on average and P99"
+        f" {duration(later)}, {duration(tpot)} for each further token."
+    )
 
 
 def _of_many(study: Study, groups: list[Group]) -> Verdict:
@@ -167,11 +250,12 @@ def _bounds(groups: list[Group]) -> list[str]:
 
 
 def _confidence(best: Group, groups: list[Group]) -> str:
-    pairs = min(len(best.seeds.keys() & g.seeds.keys()) for g in groups)
-    if pairs < 2:
+    counts = [len(best.seeds.keys() & g.seeds.keys()) for g in groups]
+    fewest, more = min(counts), " or more" * (len(set(counts)) > 1)
+    if fewest < 2:
         return "One seed: no statement on chance. Run several seeds for confidence intervals."
     return (
-        f"{pairs} paired seeds or more; in brackets 95% confidence intervals of the difference, each on its"
+        f"{fewest} paired seeds{more}; in brackets 95% confidence intervals of the difference, each on its"
         " own (not corrected for looking at several)."
     )
 
