@@ -110,7 +110,8 @@ def test_a_sweep_shows_every_chart(sweep: list[dict[str, Any]]) -> None:
         "How it was run",
     }
     named = [s for s in tree.iter(SVG) if s.get("role") == "img"]
-    # 3 distributions (TTFT of the victims too), 2 load curves, 2 Pareto plots, service and 3 worker charts a policy, 2 sets of bars
+    # 3 distributions (TTFT of the victims too), 2 load curves, 2 Pareto plots, service and 3 worker
+    # charts a policy, 2 sets of bars
     assert len(named) == 3 + 2 + 2 + 2 * (1 + 3) + 2
     assert ">knee<" in html
     assert 'class="band"' in html
