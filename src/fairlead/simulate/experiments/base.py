@@ -89,6 +89,7 @@ def planned(
     seed: int,
     x: float | None = None,
     kv_tokens: int = 0,
+    max_num_seqs: int = 0,
     sample: Sample = ALL,
 ) -> Planned:
     """Return a cell of ``contender`` on ``workload``; both get the seed."""
@@ -99,6 +100,7 @@ def planned(
         workers=workers,
         engine=engine,
         kv_tokens=kv_tokens,
+        max_num_seqs=max_num_seqs,
         seed=seed,
     )
     at = "" if x is None else f" at {x:g}"

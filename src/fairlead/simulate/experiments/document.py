@@ -34,13 +34,30 @@ def document(experiment: Experiment, options: Options, entries: Sequence[Entry])
     }
 
 
-def save(path: Path, told: Mapping[str, Any]) -> None:
-    """Write the document, a line a cell, complete or not at all."""
+def retold(experiment: Experiment, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with its texts as they are told now; its figures stay."""
+    texts = {
+        "title": experiment.title,
+        "source": experiment.source,
+        "paper": experiment.paper,
+        "seen": experiment.seen(told["cells"]),
+        "why": experiment.why,
+    }
+    return {**told, **texts}
+
+
+def text(told: Mapping[str, Any]) -> str:
+    """Return the document as JSON, a line a cell."""
     lines = [f"{json.dumps(k)}: {_json(v)}" for k, v in told.items() if k != "cells"]
     cells = ",\n".join(map(_json, told["cells"]))
+    return "{\n" + ",\n".join([*lines, f'"cells": [\n{cells}\n]']) + "\n}\n"
+
+
+def save(path: Path, told: Mapping[str, Any]) -> None:
+    """Write the document, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("{\n" + ",\n".join([*lines, f'"cells": [\n{cells}\n]']) + "\n}\n", encoding="utf-8")
+    unfinished.write_text(text(told), encoding="utf-8")
     unfinished.replace(path)
 
 

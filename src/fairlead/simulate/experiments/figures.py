@@ -71,6 +71,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, float | None]:
         "hit_rate": result["hit_rate"],
         "reachable": result["reachable_hit_rate"],
         "not_completed": result["failed"],
+        "preemptions": result["preemptions"],
         **_latencies("", result, ("mean", "p50", "p99"), ("ttft", "tpot", "e2el")),
     }
     if several:
@@ -183,7 +184,7 @@ def grid(
     for row in names(chosen, by):
         mine = select(chosen, **{by: row})
         base = select(mine, contender=against)
-        cells = [Cell(row if isinstance(row, str) else f"{row:,g}")]
+        cells = [Cell(row if isinstance(row, str) else f"{row:,.10g}")]
         for label in columns:
             group = select(mine, contender=label)
             detail = "" if label == against or not base else _change(base, group, measure)
@@ -246,5 +247,23 @@ def swept(entries: Sequence[Entry], part: str, caption: str, head: str, measures
     table = Table(caption, [head, *(m.name for m in measures)])
     for x in sorted(names(chosen, "x")):
         group = select(chosen, x=x)
-        table.rows.append([Cell(f"{x:,g}"), *(Cell(shown(mean(group, m), m)) for m in measures)])
+        table.rows.append([Cell(f"{x:,.10g}"), *(Cell(shown(mean(group, m), m)) for m in measures)])
     return table
+
+
+def bounds(entries: Sequence[Entry]) -> str:
+    """Say how much of their bounds the worst gaps take, and which runs pass theirs."""
+    found = [(e["figures"][BOUND.key], e) for e in entries if BOUND.key in e["figures"]]
+    inside = [value for value, _ in found if value <= 1]
+    most_inside = percent(max(inside, default=0.0))
+    text = f"Of {len(found):,} runs with a bound {len(inside):,} stay inside it (at most {most_inside})."
+    passed: dict[str, tuple[float, int]] = {}
+    for value, e in found:
+        if value > 1:
+            name = f"{e['contender']} on {e['workload']}"
+            most, preempted = passed.get(name, (0.0, 0))
+            passed[name] = max(most, value), max(preempted, e["figures"].get("preemptions", 0))
+    told = [
+        f"{name} ({percent(most)}; {preempted:,} preemptions)" for name, (most, preempted) in passed.items()
+    ]
+    return text + (f" Past it: {'; '.join(told)}." if told else "")

@@ -21,6 +21,10 @@ LONGEST_PROMPT = 100_000
 CLIENTS = 8
 
 
+SHORTER = {CHAT: "think_s=2", AGENTS: "steps=8"}
+"""Options by which conversations end sooner, for fleets: few long ones never fill eight workers."""
+
+
 def kv_tokens(name: str) -> int:
     """Return the KV pool that a workload of [DLPM] runs with; 0 is the profile's own."""
     return 0 if name == DOC_QA else SCARCE_KV
