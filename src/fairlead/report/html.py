@@ -87,11 +87,11 @@ def _other_loads(study: Study) -> str:
 
 
 def _latency(study: Study, load: float) -> str:
+    victims = charts.distribution(study, load, "ttft", victims=True)
+    everyone = "Time to first token, from the scheduled arrival" + (", of all clients" if victims else "")
     drawings = [
-        _figure(
-            charts.distribution(study, load, "ttft", victims=True), "Time to first token of all who behaved"
-        ),
-        _figure(charts.distribution(study, load, "ttft"), "Time to first token, from the scheduled arrival"),
+        _figure(victims, "Time to first token of all who behaved"),
+        _figure(charts.distribution(study, load, "ttft"), everyone),
         _figure(charts.distribution(study, load, "tpot"), "Time per output token after the first"),
     ]
     own = _table(figures(study.at(load)[0].typical())) if len(study.policies) == 1 else ""
