@@ -89,7 +89,8 @@ class Careful(Dispatcher):
 
     def _next_with_credit(self, slot: int, queue: Queue) -> Waiting | None:
         item = super()._next_with_credit(slot, queue)
-        if item is not None and self.ordering.credit(slot, item.client) <= 0:
+        # Where nobody has credit, looking at a queue would refill.
+        if item is not None and self.ordering.credited() and self.ordering.credit(slot, item.client) <= 0:
             for other in self.fleet.slots.values():
                 if other != slot and self.fleet.queued[other]:
                     self.look(slot, other)

@@ -232,7 +232,8 @@ class Engine:
 
     ``ordering`` belongs to this engine alone (queue number 0); first come, first served by default.
     The limits default to the profile's; ``kv_blocks`` overrides its pool size, in blocks. Without
-    ``list_tokens`` results do not name the requests that got a token, which takes time for each.
+    ``list_tokens`` results do not name the requests that got a token, which takes time for each; without
+    ``list_blocks`` they do not name blocks (for an ordering that goes by them they always do).
     ``async_scheduling``: see the module.
     """
 
@@ -248,6 +249,7 @@ class Engine:
         max_model_len: int | None = None,
         watermark: float = 0.0,
         list_tokens: bool = True,
+        list_blocks: bool = True,
         async_scheduling: bool = False,
     ) -> None:
         self.profile = profile
@@ -280,6 +282,7 @@ class Engine:
         """The decoding sequences by their ``phase``."""
         self._phase_counts = [0] * block_tokens
         self._list_tokens = list_tokens
+        self._list_blocks = list_blocks or self.ordering.uses_match
         self._ahead = async_scheduling
         self._under_way = False
         """Whether a step was taken, and the next one has not been asked for in vain."""
@@ -697,7 +700,7 @@ class Engine:
         if not count:
             return
         evicted = self.pool.allocate(count)
-        if evicted and (evicted := _named(evicted)):
+        if evicted and self._list_blocks and (evicted := _named(evicted)):
             if self.ordering.uses_match:
                 self._queue.cache_evicted(evicted)
             step.evicted += step.take_back(evicted) if step.stored else evicted
@@ -712,8 +715,8 @@ class Engine:
         seq.published = end
         # Blocks already there come first (a cached block implies its parents): the new ones are the tail.
         first = end - len(new)
-        if not new or new[0] < 0:
-            return  # nothing new, or only what has no name
+        if not new or new[0] < 0 or not self._list_blocks:
+            return  # nothing new, only what has no name, or nobody to tell
         if new[-1] < 0:
             new = _named(new)
         if self.ordering.uses_match:

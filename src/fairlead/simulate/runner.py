@@ -18,7 +18,6 @@ from fairlead.trace.workload import Workload
 
 REACH_LIMIT = 50_000
 """Requests that the reachable hit rate is computed on: it remembers every block."""
-_OBJECTS = 200_000
 
 
 def prepare(
@@ -57,7 +56,7 @@ def simulate(
     that cannot be.
     """
     world = World(trace, settings)
-    with _rare_collections():
+    with _no_collections():
         began = time.perf_counter()
         run = world.run(progress)
         run.elapsed_s = time.perf_counter() - began
@@ -87,14 +86,12 @@ def simulate(
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Let the collector of reference cycles run rarely: a simulation makes many objects and few cycles."""
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_OBJECTS, 20, 50)
+def _no_collections() -> Iterator[None]:
+    """Switch the collector of reference cycles off: a simulation makes many objects and leaves no cycles."""
+    was_on = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
+        if was_on:
+            gc.enable()

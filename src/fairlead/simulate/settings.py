@@ -60,7 +60,7 @@ class Settings:
     faults: tuple[Fault, ...] = ()
     detect_us: int = 1_000_000
     """Until the dispatcher notices a death; requests sent meanwhile are refused at once."""
-    report_tokens: int = 32
+    report_tokens: int = 64
     """Engine steps after which clients' output is charged; always when a request begins and ends."""
     interval_us: int = 1_000_000
     """Between two samples of the series."""

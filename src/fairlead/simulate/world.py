@@ -165,8 +165,14 @@ class World:
 
     @property
     def _over(self) -> bool:
-        """Nothing is under way and nothing will come."""
-        return not (self._more or self._flights or self._waiting_turns)
+        """Nothing is under way and nothing will come, or what waits, waits for ever.
+
+        That is when no event is left but the next tick and sample: all workers are gone. Ticks end waiting
+        only where it has a limit.
+        """
+        if not (self._more or self._flights or self._waiting_turns):
+            return True
+        return not self._more and len(self._heap) < 2 and not self.settings.queue_timeout_us
 
     # ------------------------------------------------------------------ clients
 
@@ -429,6 +435,7 @@ class World:
             max_num_batched_tokens=settings.max_num_batched_tokens or None,
             max_model_len=settings.max_model_len or None,
             list_tokens=False,
+            list_blocks=settings.exact_cache,
             async_scheduling=settings.async_scheduling,
         )
         self.max_num_seqs, self.kv_tokens = engine.max_num_seqs, engine.pool.blocks * engine.block_tokens
