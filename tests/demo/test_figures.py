@@ -4,26 +4,23 @@ import math
 
 import pytest
 
-from fairlead.demo.figures import Phase, Seen, fair_shares, jain, percentile
+from fairlead.demo.figures import Phase, Seen
 from fairlead.demo.workload import CLIENTS, plan
 
 
-def test_percentiles_interpolate_as_numpy_does() -> None:
-    assert percentile([4, 1, 3, 2], 0.5) == 2.5
-    assert percentile([1, 2, 3, 4, 5], 0.99) == pytest.approx(4.96)
-    assert percentile([7], 0.99) == 7
-    assert math.isnan(percentile([], 0.5))
+def test_percentiles_of_ttft_need_no_order_and_there_may_be_none() -> None:
+    assert Seen(ttft_ms=[4, 1, 3, 2]).ttft(50) == 2.5
+    assert Seen(ttft_ms=[5, 2, 3, 4, 1]).ttft(99) == pytest.approx(4.96)
+    assert math.isnan(Seen().ttft(50))
 
 
-def test_jain_is_one_for_equals_and_one_over_n_for_a_monopoly() -> None:
-    assert jain([3, 3, 3]) == pytest.approx(1)
-    assert jain([5, 0, 0]) == pytest.approx(1 / 3)
-    assert jain([0, 0]) == 1
-
-
-def test_fair_shares_give_small_demands_in_full_and_split_the_rest() -> None:
-    assert fair_shares({"a": 10, "b": 100, "c": 100}, 90) == {"a": 10, "b": 40, "c": 40}
-    assert fair_shares({"a": 1, "b": 2}, 90) == {"a": 1, "b": 2}
+def test_jain_counts_a_client_that_got_all_it_wanted_as_content() -> None:
+    little, more = Seen(output_tokens=5, demanded=10), Seen(output_tokens=20, demanded=400)
+    assert Phase("t", "fcfs", "round_robin", {"a": little, "b": more, "c": more}, 1.0).jain == pytest.approx(
+        1
+    )
+    starved = Seen(output_tokens=5, demanded=400)
+    assert Phase("t", "fcfs", "round_robin", {"a": starved, "b": more}, 1.0).jain < 0.8
 
 
 def test_a_phase_reports_service_and_fairness() -> None:

@@ -1,11 +1,12 @@
 """What the demo measures, all seen from the clients' side or counted by the gateway."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fairlead.core.model import Costs
 from fairlead.core.registry import parse_spec
+from fairlead.report.distribution import percentile
+from fairlead.report.fairness import capped_jain
 
 COSTS = Costs()
 
@@ -31,33 +32,9 @@ class Seen:
         """Service units received: extend tokens and twice the output tokens."""
         return (self.prompt_tokens - self.cached_tokens) * COSTS.extend + self.output_tokens * COSTS.output
 
-
-def percentile(values: Iterable[float], share: float) -> float:
-    """Return the percentile by linear interpolation, as numpy's default; nan for no values."""
-    ordered = sorted(values)
-    if not ordered:
-        return math.nan
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
-def fair_shares(demands: Mapping[str, float], capacity: float) -> dict[str, float]:
-    """Split ``capacity`` max-min fairly: nobody gets more than its demand, the rest is shared evenly."""
-    shares: dict[str, float] = {}
-    left, waiting = capacity, sorted(demands.items(), key=lambda item: (item[1], item[0]))
-    while waiting:
-        name, demand = waiting.pop(0)
-        shares[name] = min(demand, left / (len(waiting) + 1))
-        left -= shares[name]
-    return shares
-
-
-def jain(values: Sequence[float]) -> float:
-    """Jain's index (sum x)^2 / (n sum x^2): 1 when all are equal, 1/n when one has everything."""
-    squares = sum(x * x for x in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
+    def ttft(self, percent: float) -> float:
+        """Return the percentile of TTFT in milliseconds; nan where nothing was sent."""
+        return percentile(sorted(self.ttft_ms), percent) if self.ttft_ms else math.nan
 
 
 @dataclass(slots=True)
@@ -84,9 +61,8 @@ class Phase:
     @property
     def jain(self) -> float:
         """Jain's index of service over demand-capped (max-min) fair share."""
-        demands = {name: float(max(seen.demanded, seen.service)) for name, seen in self.clients.items()}
-        shares = fair_shares(demands, sum(seen.service for seen in self.clients.values()))
-        return jain([seen.service / shares[name] for name, seen in self.clients.items() if shares[name]])
+        seen = list(self.clients.values())
+        return capped_jain([s.service for s in seen], [s.demanded for s in seen], [1.0] * len(seen))
 
     def as_json(self) -> dict[str, object]:
         """Return the phase as the demo's ``--json`` writes it."""
@@ -98,8 +74,8 @@ class Phase:
             "policy": self.policy,
             "clients": {
                 name: {
-                    "ttft_p50_ms": _number(percentile(seen.ttft_ms, 0.5)),
-                    "ttft_p99_ms": _number(percentile(seen.ttft_ms, 0.99)),
+                    "ttft_p50_ms": _number(seen.ttft(50)),
+                    "ttft_p99_ms": _number(seen.ttft(99)),
                     "service": seen.service,
                     "completed": seen.completed,
                     "sent": seen.sent,

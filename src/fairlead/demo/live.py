@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fairlead.demo.clients import Traffic
-from fairlead.demo.figures import percentile
 from fairlead.demo.workload import CLIENTS
 from fairlead.http.client import Pool, UpstreamError
+from fairlead.report.distribution import percentile
 
 _RECENT = 40  # requests that the live TTFT looks back on
 _BAR = 12
@@ -94,11 +94,11 @@ def _clients(traffic: Traffic, samples: Samples) -> Table:
         table.add_column(head, justify="right", min_width=width)
     for client in CLIENTS:
         seen = traffic.seen[client.name]
-        recent = seen.ttft_ms[-_RECENT:]
+        recent = sorted(seen.ttft_ms[-_RECENT:])
         queued = int(samples["fairlead_queued"].get(client.name, 0))
         running = max(0, len(traffic.open[client.name]) - queued)
         service = samples["fairlead_service_total"].get(client.name, 0)
-        times = [f"{percentile(recent, p):,.0f} ms" if recent else "" for p in (0.5, 0.99)]
+        times = [f"{percentile(recent, p):,.0f} ms" if recent else "" for p in (50, 99)]
         table.add_row(client.name, str(queued), str(running), str(seen.completed), f"{service:,.0f}", *times)
     return table
 
@@ -126,7 +126,7 @@ def _line(traffic: Traffic) -> str:
     parts = []
     for client in CLIENTS:
         seen = traffic.seen[client.name]
-        recent = seen.ttft_ms[-_RECENT:]
-        ttft = f"{percentile(recent, 0.5):,.0f} ms" if recent else "-"
+        recent = sorted(seen.ttft_ms[-_RECENT:])
+        ttft = f"{percentile(recent, 50):,.0f} ms" if recent else "-"
         parts.append(f"{client.name}: {seen.completed} done, TTFT p50 {ttft}")
     return f"  {traffic.loop.time() - traffic.started:4.0f} s  " + " | ".join(parts)

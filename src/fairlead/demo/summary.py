@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from fairlead.demo.figures import Phase, percentile
+from fairlead.demo.figures import Phase
 from fairlead.demo.processes import ENGINES, KV_TOKENS, PROFILE, SPEED
 from fairlead.demo.workload import CLIENTS
 
@@ -28,8 +28,8 @@ def summary(phases: list[Phase]) -> Table:
     for client in CLIENTS:
         table.add_row(Text(client.name, style="bold"))
         seen = [phase.clients[client.name] for phase in phases]
-        for share in (0.5, 0.99):
-            table.add_row(f"  TTFT p{share:.0%}"[:-1], *_times([percentile(s.ttft_ms, share) for s in seen]))
+        for percent in (50, 99):
+            table.add_row(f"  TTFT p{percent}", *_times([s.ttft(percent) for s in seen]))
         table.add_row("  completed", *[f"{s.completed:,} of {s.sent:,}" for s in seen])
         if any(s.failed for s in seen):
             table.add_row("  failed", *[str(s.failed) for s in seen], style="red")
@@ -45,8 +45,8 @@ def verdict(phases: list[Phase]) -> Text:
     first, last = phases[0], phases[-1]
     lines = []
     for client in CLIENTS:
-        before = percentile(first.clients[client.name].ttft_ms, 0.99)
-        after = percentile(last.clients[client.name].ttft_ms, 0.99)
+        before = first.clients[client.name].ttft(99)
+        after = last.clients[client.name].ttft(99)
         lines.append(f"{client.name}: p99 TTFT {_ms(before)} -> {_ms(after)} ({_change(before, after)})")
     tokens = _change(first.tokens_per_s, last.tokens_per_s)
     lines.append(f"tokens/s: {first.tokens_per_s:,.0f} -> {last.tokens_per_s:,.0f} ({tokens})")
