@@ -19,10 +19,10 @@ def show_run(result: Result, console: Console) -> None:
     """Print one run: verdict, latencies, clients."""
     study = studies([result])[0]
     _show_verdict(study, console)
-    _show(figures(result), console)
+    show_table(figures(result), console)
     listed = clients(result)
     if listed.rows:
-        _show(listed, console)
+        show_table(listed, console)
     speed = result["simulated_requests_per_s"]
     if speed:
         console.print(f"simulated in {result['elapsed_s']:,.2f} s, {speed:,.0f} requests/s", style="dim")
@@ -34,9 +34,9 @@ def show_comparison(results: Iterable[Result], console: Console, baseline: str =
         _show_verdict(study, console)
         for load in study.loads:
             for table in compared(study, load):
-                _show(table, console)
+                show_table(table, console)
         if len(study.loads) > 1:
-            _show(loads(study), console)
+            show_table(loads(study), console)
 
 
 def _show_verdict(study: Study, console: Console) -> None:
@@ -50,7 +50,7 @@ def _show_verdict(study: Study, console: Console) -> None:
     console.print()
 
 
-def _show(table: Table, console: Console) -> None:
+def show_table(table: Table, console: Console) -> None:
     """Print the table; where the terminal is too narrow for whole words, without its least columns."""
     columns, widths = _fitted(table, console.width)
     console.print(Text(table.caption, style="bold"))

@@ -5,10 +5,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.routing import POLICIES
@@ -28,7 +27,8 @@ from fairlead.simulate.compare_arguments import (
     samples_from,
     seeds_from,
 )
-from fairlead.simulate.sweep import Cell, CellsError, State, results_folder, run_cells
+from fairlead.simulate.sweep import Cell, CellsError, results_folder, run_cells
+from fairlead.simulate.watch import Watch
 from fairlead.trace.workload import add_workload_arguments, workload_from
 
 Result = dict[str, Any]
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare. Returns 0, 1 if a cell failed, 2 for wrong options, 130 when interrupted."""
     errors = Console(stderr=True)
-    watch = _Watch(errors)
+    watch = Watch(errors)
     failures: Sequence[tuple[str, str]] = ()
     try:
         cells = cells_from(args)
@@ -208,77 +208,3 @@ def _show(results: Sequence[Result], note: str) -> None:
     show_comparison(results, console)
     if note:
         console.print(note, style="dim", highlight=False)
-
-
-class _Watch:
-    """The progress bar, and what was done in the end.
-
-    It refreshes when it is told to and has no thread: workers are forked meanwhile.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._state = State("cells", 0, 0)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            auto_refresh=False,
-        )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, state: State) -> None:
-        """Draw how far the sweep is."""
-        if self._task is None or state.doing != self._state.doing:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(_DOING[state.doing], total=None, note="")
-        self._state = state
-        self._bar.update(
-            self._task,
-            # Without those on disk: they came at once and say nothing of the time that is left.
-            completed=state.done - state.kept,
-            total=state.total - state.kept,
-            note=_note(state),
-            refresh=True,
-        )
-
-    def sum_up(self) -> None:
-        """Tell where the results came from."""
-        state = self._state
-        if state.doing != "cells" or not state.total:
-            return
-        simulated = state.done - state.kept - state.failed
-        parts = [f"{state.done} of {state.total} cells"]
-        if state.kept:
-            parts.append(f"{state.kept} from the cache")
-        if simulated:
-            parts.append(f"{simulated} simulated in {state.elapsed_s:,.1f} s")
-        if state.failed:
-            parts.append(f"{state.failed} failed")
-        self._console.print(", ".join(parts), style="dim", highlight=False)
-
-
-_DOING = {"maximum": "measuring maximum loads", "cells": "simulating"}
-
-
-def _note(state: State) -> str:
-    parts = []
-    if state.kept:
-        parts.append(f"and {state.kept} from the cache")
-    if state.requests:
-        parts.append(f"{state.requests / max(state.elapsed_s, 1e-3):,.0f} requests/s")
-    if state.failed:
-        parts.append(f"{state.failed} failed")
-    return ", ".join(parts)

@@ -5,19 +5,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table as RichTable
 
-from fairlead.report.tables import Table
+from fairlead.report.terminal import show_table
 from fairlead.simulate.capacity import cache_folder
 from fairlead.simulate.experiments import EXPERIMENTS
 from fairlead.simulate.experiments.base import Experiment, Options
 from fairlead.simulate.experiments.document import document, markdown, page, save
 from fairlead.simulate.experiments.figures import entry
-from fairlead.simulate.sweep import CellsError, State, run_cells
+from fairlead.simulate.sweep import CellsError, run_cells
+from fairlead.simulate.watch import Watch
 
 SEEDS = 3
 
@@ -116,7 +115,7 @@ def _run(experiment: Experiment, options: Options, args: argparse.Namespace) -> 
         if not cells:
             continue
         told = f"{experiment.name}, stage {number} of {len(experiment.stages)}"
-        with _Bar(errors, told) as bar:
+        with Watch(errors, told) as bar:
             results = run_cells(
                 [planned.cell for planned in cells],
                 processes=args.processes,
@@ -149,57 +148,10 @@ def _show(experiment: Experiment, told: Mapping[str, Any], console: Console) -> 
     console.print(f"\n{experiment.name}: {experiment.title}", style="bold", highlight=False)
     console.print(f"The paper reports: {experiment.paper}\n", highlight=False)
     for table in experiment.tables(told["cells"]):
-        console.print(_rich(table))
+        show_table(table, console)
     for said in told["seen"]:
         console.print(f"- {said}", highlight=False)
     for said in told["missing"]:
         console.print(f"- {said}", style="yellow", highlight=False)
     if experiment.why:
         console.print(f"Why: {experiment.why}", highlight=False)
-
-
-def _rich(table: Table) -> RichTable:
-    found = RichTable(title=table.caption, title_justify="left", caption="; ".join(table.notes) or None)
-    for number, head in enumerate(table.heads):
-        found.add_column(head, justify="right" if number else "left")
-    for row in table.rows:
-        found.add_row(*(f"{c.text}\n[dim]{c.detail}[/]" if c.detail else c.text for c in row))
-    return found
-
-
-class _Bar:
-    """The progress bar. It is drawn when told to and has no thread: workers are forked meanwhile."""
-
-    def __init__(self, console: Console, told: str) -> None:
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
-        )  # fmt: skip
-        self._bar = Progress(*columns, console=console, transient=True, auto_refresh=False)
-        self._told = told
-        self._doing = ""
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, state: State) -> None:
-        """Draw how far a stage is."""
-        if self._task is None or state.doing != self._doing:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._doing = state.doing
-            words = {"maximum": "measuring maximum loads", "cells": "simulating"}[state.doing]
-            self._task = self._bar.add_task(f"{self._told}: {words}", total=None, note="")
-        note = f"and {state.kept} from the cache" if state.kept else ""
-        self._bar.update(
-            self._task,
-            completed=state.done - state.kept,
-            total=state.total - state.kept,
-            note=note,
-            refresh=True,
-        )
