@@ -102,6 +102,7 @@ def test_only_seeds_in_the_same_state_are_compared(one: dict[str, Any]) -> None:
 
 
 def test_the_main_load_is_the_highest_that_half_of_the_policies_keep_up_with(one: dict[str, Any]) -> None:
+    one = {**one, "victims": None}
     runs = []
     for policy, breaks in (("a", 0.9), ("b", 0.7), ("c", 0.7)):
         for load in (0.5, 0.7, 0.9):
@@ -111,6 +112,16 @@ def test_the_main_load_is_the_highest_that_half_of_the_policies_keep_up_with(one
     assert study.main_load == 0.5
     assert studies(runs[:6])[0].main_load == 0.7
     assert "saturated" in (study.knee("b") or pytest.fail("no knee")).why
+
+
+def test_under_attack_the_main_load_is_the_highest_that_the_others_alone_would_fit(
+    one: dict[str, Any],
+) -> None:
+    runs = [{**labelled(one, "saturated", 100), "load": load} for load in (0.5, 0.9, 1.1)]
+    assert studies(runs)[0].main_load == 0.9
+    assert studies(runs[2:])[0].main_load == 1.1
+    said = verdict(studies([runs[1], {**runs[1], "policy": "b"}])[0])
+    assert "Every policy fell behind what arrived." in said.points
 
 
 def test_a_verdict_names_the_best_and_says_when_nothing_is_seen(one: dict[str, Any]) -> None:
@@ -130,6 +141,18 @@ def test_a_verdict_names_the_best_and_says_when_nothing_is_seen(one: dict[str, A
     single = verdict(studies([r for r in runs([50.0, 60.0, 70.0]) if r["seed"] == 0])[0])
     assert "on one seed" in single.headline
     assert "One seed" in single.confidence
+
+
+def test_a_verdict_looks_past_the_policies_that_are_level_with_the_best(one: dict[str, Any]) -> None:
+    rows = (("a", [400.0, 480.0, 560.0]), ("b", [90.0, 135.0, 128.0]), ("c", [100.0, 120.0, 140.0]))
+    runs = [
+        {**labelled(one, "loaded", value), "policy": policy, "seed": seed, "victims": None}
+        for policy, values in rows
+        for seed, value in enumerate(values)
+    ]
+    said = verdict(studies(runs)[0]).headline
+    assert said.startswith("Mean TTFT of b is 4.")
+    assert said.endswith("times lower than that of a; no difference seen to c.")
 
 
 def test_a_policy_that_alone_keeps_up_wins_without_figures_of_the_others(one: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The report's charts: which figures of a study go into which plot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 
@@ -78,10 +78,24 @@ def load_curve(study: Study, what: str) -> str:
         plot.line(list(at.items()), series(number), dash=dash(number), label=policy if named else "")
         for point in curve:
             plot.marker(point.load, at[point.load], series(number), number, hollow=point.saturated)
+    _mark_knees(
+        plot, study, {p: {k.load: k.ttft_ms if ttft else k.goodput for k in c} for p, c in curves.items()}
+    )
+    return plot.svg()
+
+
+def _mark_knees(plot: Plot, study: Study, values: Mapping[str, Mapping[float, float]]) -> None:
+    """Write "knee" at each curve's, and once where several have it at the same load."""
+    knees: dict[float, list[str]] = {}
+    for policy in study.policies:
         knee = study.knee(policy)
         if knee:
-            plot.note(knee.load, at[knee.load], "knee", series(number))
-    return plot.svg()
+            knees.setdefault(knee.load, []).append(policy)
+    for load, policies in knees.items():
+        top = max(values[policy][load] for policy in policies)
+        one = len(policies) == 1
+        text = "knee" if one else "knees"
+        plot.note(load, top, text, series(study.policies.index(policies[0])) if one else "note")
 
 
 def pareto(study: Study, load: float, measure: Measure) -> str:

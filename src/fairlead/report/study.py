@@ -162,13 +162,25 @@ class Study:
         return [self.groups[p, load] for p in self.policies if (p, load) in self.groups]
 
     @property
+    def attacked(self) -> bool:
+        """Whether some client misbehaved."""
+        return any(result["victims"] for group in self.groups.values() for result in group.seeds.values())
+
+    @property
     def main_load(self) -> float:
-        """The highest load at which at least half of the policies kept up; the lowest if there is none."""
-        steady = [
-            load
-            for load in self.loads
-            if 2 * sum(1 for g in self.at(load) if not g.saturated) >= len(self.at(load))
-        ]
+        """The load that the verdict is about.
+
+        The highest at which at least half of the policies kept up; the lowest if there is none. Where a
+        client misbehaves, it is what saturates: then the highest at which the others alone would fit.
+        """
+        if self.attacked:
+            steady = [load for load in self.loads if load < 1]
+        else:
+            steady = [
+                load
+                for load in self.loads
+                if 2 * sum(1 for g in self.at(load) if not g.saturated) >= len(self.at(load))
+            ]
         return max(steady, default=self.loads[0])
 
     def curve(self, policy: str) -> list[LoadPoint]:

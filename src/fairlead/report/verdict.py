@@ -186,7 +186,9 @@ def _of_many(study: Study, groups: list[Group]) -> Verdict:
     points = []
     if steady and fallen:
         points.append(f"Saturated at this load: {_listed([g.policy for g in fallen])}.")
-    headline = _headline(leading, best, ranked[1]) if len(ranked) > 1 else f"Only {best.policy} kept up."
+    elif fallen:
+        points.append("Every policy fell behind what arrived.")
+    headline = _headline(leading, ranked) if len(ranked) > 1 else f"Only {best.policy} kept up."
     others = [*ranked[1:2], groups[0]]  # the next best, and the one that tables compare with
     for i, other in enumerate(others):
         if other is not best and other not in others[:i]:
@@ -195,18 +197,27 @@ def _of_many(study: Study, groups: list[Group]) -> Verdict:
     return Verdict(_with_load(study, headline), points, _confidence(best, groups))
 
 
-def _headline(measure: Measure, best: Group, second: Group) -> str:
+def _headline(measure: Measure, ranked: list[Group]) -> str:
+    """Return what the best policy gains on the next one that it can be told from, and which it cannot."""
+    best, second = ranked[:2]
     found = difference(measure, second, best)
     words = f"{measure.name} of {best.policy}"
     if found is None or found.ratio is None:
         return f"{words} is the lowest, {duration(best.mean(measure))}."
-    if found.seen is False:
-        return (
-            f"No difference seen in {measure.name} between {best.policy} and {second.policy}"
-            f" ({interval(found)})."
-        )
-    chance = "" if found.seen else ", on one seed"
-    return f"{words} is {_less(found.ratio)} than that of {second.policy}, the next best{chance}."
+    if found.seen is not False:
+        chance = "" if found.seen else ", on one seed"
+        return f"{words} is {_less(found.ratio)} than that of {second.policy}, the next best{chance}."
+    level = [second]
+    for other in ranked[2:]:
+        beyond = difference(measure, other, best)
+        if beyond and beyond.seen and beyond.ratio is not None:
+            names = _listed([group.policy for group in level])
+            gain = f"{words} is {_less(beyond.ratio)} than that of {other.policy}"
+            return f"{gain}; no difference seen to {names}."
+        level.append(other)
+    return (
+        f"No difference seen in {measure.name} between {best.policy} and {second.policy} ({interval(found)})."
+    )
 
 
 def _less(ratio: float) -> str:
