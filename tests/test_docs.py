@@ -1,8 +1,15 @@
 """Documents that quote the code must quote it as it is."""
 
+import argparse
+import importlib
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from fairlead.cli import COMMANDS
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.routing import POLICIES
 from fairlead.policies import markdown_table
@@ -38,3 +45,34 @@ def test_links_between_documents_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
             if not target.startswith("http"):
                 assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
+
+
+def quoted_commands() -> Iterator[tuple[str, str]]:
+    """Yield every command line of ours in a code block of a document, with the document's name."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for block in re.findall(r"^```(?:sh|bash)?\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if re.match(r"(\w+=\S+ )*fairlead [a-z]", line):
+                    yield path.relative_to(ROOT).as_posix(), line
+
+
+@pytest.mark.parametrize(("document", "line"), list(quoted_commands()))
+def test_commands_in_documents_parse(document: str, line: str) -> None:
+    """A flag that was renamed or a command that is gone does not stay in the documents."""
+    plain = re.sub(r"\s\.\.\.(?=\s|$)", "", line)  # "and so on"
+    plain = re.sub(r"(?<=\s)N(?=\s|$)", "1", plain)  # "some number"
+    words = shlex.split(plain, comments=True)
+    name, *rest = words[words.index("fairlead") + 1 :]
+    assert name in COMMANDS, f"{document}: {line}"
+    parser = argparse.ArgumentParser()
+    importlib.import_module(COMMANDS[name].module).add_arguments(parser)
+    try:
+        parser.parse_args(rest)
+    except SystemExit as end:  # argparse's only way to say it, also with exit_on_error=False
+        pytest.fail(f"{document}: {line}: argparse ended with {end.code}; stderr says why")
+
+
+def test_there_are_commands_to_parse() -> None:
+    found = list(quoted_commands())
+    assert {document for document, _ in found} >= {"README.md", "docs/simulator.md", "docs/compare.md"}
+    assert {line.split()[1] for _, line in found} >= {"simulate", "compare", "report", "replay", "serve"}
