@@ -51,8 +51,8 @@ from fairlead.simulate.experiments.workloads import (
     AGENTS,
     CODING,
     CONVERSATION,
+    drawn,
     generated,
-    half,
     hot_prefix,
     missing,
     present,
@@ -88,7 +88,7 @@ def _workers(options: Options) -> int:
 
 
 def tuning(options: Options, _: Sequence[Entry]) -> list[Planned]:
-    """Return the search, on the part for tuning."""
+    """Return the search for a linear score."""
     return [
         planned(
             TUNING,
@@ -99,7 +99,7 @@ def tuning(options: Options, _: Sequence[Entry]) -> list[Planned]:
             workers=_workers(options),
             engine=H100,
             seed=TUNING_SEED,
-            sample=half(recorded, tuning=True),
+            sample=drawn(recorded),
         )
         for name, (recorded, make) in _sources(options).items()
         for spec in (FEW if options.quick else SPECS)
@@ -107,11 +107,13 @@ def tuning(options: Options, _: Sequence[Entry]) -> list[Planned]:
 
 
 def report(options: Options, entries: Sequence[Entry]) -> list[Planned]:
-    """Return loads by contenders, on the rest."""
+    """Return loads by contenders."""
     found = []
     for name, (recorded, make) in _sources(options).items():
-        contenders = (VLLM, *LINEAR, tuned(entries, name), CACHE_AWARE, PREBLE, LMETRIC, OURS)
+        best = tuned(entries, name)
         for load in (MAIN,) if options.quick else LOADS:
+            linear = LINEAR if load == MAIN else LINEAR[:1]
+            contenders = (VLLM, *linear, best, CACHE_AWARE, PREBLE, LMETRIC, OURS)
             for seed in options.seeds if load == MAIN else options.one_seed:
                 found += [
                     planned(
@@ -124,7 +126,7 @@ def report(options: Options, entries: Sequence[Entry]) -> list[Planned]:
                         engine=H100,
                         seed=seed,
                         x=load,
-                        sample=half(recorded, tuning=False),
+                        sample=drawn(recorded),
                     )
                     for one in contenders
                 ]

@@ -59,8 +59,8 @@ from fairlead.simulate.experiments.workloads import (
     JUDGE,
     PAPER,
     SHORTER,
+    drawn,
     generated,
-    half,
     kv_tokens,
     missing,
     present,
@@ -74,6 +74,8 @@ RECORDED = (CONVERSATION, CODING)
 PEACE, ATTACK, GAPS = "everything", "attack", "shared deficits"
 D2LPM_LARGE = D2LPM._replace(label="D2LPM, Qw 1M", policy="d2lpm:quantum=1000000")
 OTHERS = (VLLM, CACHE_AWARE, PREBLE, PREBLE_LPM, LMETRIC, LMETRIC.held(), D2LPM, D2LPM.held(), D2LPM_LARGE)
+RIVALS = OTHERS[2:]
+"""On recorded traces, which take long: without the two that come nowhere near."""
 D2LPMS = tuple(c.label for c in (D2LPM, D2LPM.held(), D2LPM_LARGE))
 LMETRICS = tuple(c.label for c in (LMETRIC, LMETRIC.held()))
 PREBLES = tuple(c.label for c in (PREBLE, PREBLE_LPM))
@@ -99,12 +101,12 @@ def _sources(options: Options) -> dict[str, tuple[bool, int, Made]]:
 
 
 def tuning(options: Options, _: Sequence[Entry]) -> list[Planned]:
-    """Return the search for a linear score, on the part for tuning."""
+    """Return the search for a linear score."""
     specs = FEW if options.quick else SPECS[::2]
     return [
         planned(
             TUNING, name, contender(spec), make(seed=TUNING_SEED), load=AT_LOAD, workers=_workers(options),
-            engine=H100, seed=TUNING_SEED, kv_tokens=kv, sample=half(recorded, tuning=True),
+            engine=H100, seed=TUNING_SEED, kv_tokens=kv, sample=drawn(recorded),
         )
         for name, (recorded, kv, make) in _sources(options).items()
         for spec in specs
@@ -112,14 +114,14 @@ def tuning(options: Options, _: Sequence[Entry]) -> list[Planned]:
 
 
 def everything(options: Options, entries: Sequence[Entry]) -> list[Planned]:
-    """Return all policies on all workloads, and the recorded ones under attack, on what was not tuned on."""
+    """Return all policies on all workloads, and the recorded ones under attack."""
     found: list[Planned] = []
     for name, (recorded, kv, make) in _sources(options).items():
-        contenders = (*OTHERS, tuned(entries, name), OURS)
-        on = partial(_on, options, name, make, recorded, kv, contenders)
-        found += on(PEACE, LOAD)
+        best = tuned(entries, name)
+        on = partial(_on, options, name, make, recorded, kv)
+        found += on((*(RIVALS if recorded else OTHERS), best, OURS), PEACE, LOAD)
         if recorded or options.quick:
-            found += on(ATTACK, ATTACKED_LOAD, f"more:{ADDED / ATTACKED_LOAD:.4f}")
+            found += on((*RIVALS, best, OURS), ATTACK, ATTACKED_LOAD, f"more:{ADDED / ATTACKED_LOAD:.4f}")
     return found
 
 
@@ -130,7 +132,7 @@ def _on(
     return [
         planned(
             part, name, one, replace(make(seed=seed), attack=attack), load=load, workers=_workers(options),
-            engine=H100, seed=seed, kv_tokens=kv, sample=half(recorded, tuning=False),
+            engine=H100, seed=seed, kv_tokens=kv, sample=drawn(recorded),
         )
         for one in contenders
         for seed in options.seeds

@@ -104,15 +104,13 @@ def present(options: Options, recorded: Sequence[Recorded]) -> list[Recorded]:
     return [trace for trace in recorded if trace.file(options) is not None]
 
 
-TUNING, REST = Sample(window=1, windows=2), Sample(gaps=True, window=2, windows=2)
-"""Halves of a trace by time: one to tune on, the other to report, its gaps drawn anew by each seed."""
+def drawn(recorded: bool) -> Sample:
+    """Return what a seed draws: other gaps between a recording's arrivals; a generator makes all anew.
 
-
-def half(recorded: bool, *, tuning: bool) -> Sample:
-    """Return which part of a workload is used; a generator makes another workload from another seed."""
-    if not recorded:
-        return ALL
-    return TUNING if tuning else REST
+    A recording is not cut in two for tuning: half of the sessions never load a fleet as all of them do.
+    Scores are tuned on the same requests at other times, which can only flatter them.
+    """
+    return Sample(gaps=True) if recorded else ALL
 
 
 def hot_prefix(folder: Path, requests: int, seed: int = 1) -> Path:
