@@ -18,6 +18,8 @@ from typing import Any, get_args, get_origin
 from fairlead.core.params import SWITCH_WORDS, nearest
 
 ENV_PREFIX = "FAIRLEAD_"
+OTHERS = frozenset({"CONFIG", "PURE", "CACHE", "DATA", "COMPILE", "STEP_LOG", "TORCH_INDEX"})
+"""Variables of that prefix that are no options: they belong to the commands, builds and tests."""
 KEY_PREFIX = "sha256:"
 DEFAULT_CLIENT = "default"
 
@@ -169,8 +171,9 @@ def resolve(
             option = OPTIONS[_known(key, OPTIONS)]
             given[key] = _value(option, value, "", strict=True)
     for variable, text in (environ or {}).items():
-        if variable.startswith(ENV_PREFIX) and variable != ENV_PREFIX + "CONFIG":
-            key = _known(variable[len(ENV_PREFIX) :].lower(), OPTIONS, variable)
+        name = variable.removeprefix(ENV_PREFIX)
+        if name != variable and name not in OTHERS:
+            key = _known(name.lower(), OPTIONS, variable)
             given[key] = _value(OPTIONS[key], text, f" (from {variable})", strict=False)
     for key, value in (flags or {}).items():
         option = OPTIONS[_known(key, OPTIONS)]

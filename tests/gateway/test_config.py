@@ -1,9 +1,11 @@
 import argparse
+import re
 from pathlib import Path
 
 import pytest
 
-from fairlead.config import OPTIONS, Config, ConfigError, add_flags, from_args, reference, resolve
+import fairlead
+from fairlead.config import OPTIONS, OTHERS, Config, ConfigError, add_flags, from_args, reference, resolve
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,3 +99,11 @@ def test_every_option_has_help_and_a_flag():
 def test_the_reference_in_the_docs_is_current():
     """After a change of options run scripts/configuration_reference.py."""
     assert (ROOT / "docs" / "configuration.md").read_text() == reference()
+
+
+def test_variables_of_other_commands_are_no_options():
+    environ = {f"FAIRLEAD_{name}": "1" for name in OTHERS - {"CONFIG"}}
+    assert parse(environ=environ) == parse()
+    sources = Path(fairlead.__file__).parent.rglob("*.py")
+    read = {name for path in sources for name in re.findall(r'"FAIRLEAD_([A-Z_]+)"', path.read_text())}
+    assert read <= OTHERS
