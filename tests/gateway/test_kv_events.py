@@ -304,9 +304,8 @@ def test_an_address_where_nobody_is_stays_speculative_and_says_so() -> None:
         port = stage.engine.ports[0]
         stage.engine.close()
         listener = stage.listen()
-        await asyncio.sleep(0.05)
+        await until(lambda: str(port) in listener.events.state.reason)
         assert listener.events.state.phase == "connecting"
-        assert str(port) in listener.events.state.reason
         assert not listener.exact
 
     play(scene)
