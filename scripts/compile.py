@@ -39,6 +39,11 @@ HOT = (
     "simulate/meter.py",
     "simulate/recorder.py",
     "simulate/world.py",
+    "trace/generators/base.py",
+    "trace/generators/draws.py",
+    "trace/generators/keys.py",
+    "trace/generators/loops.py",
+    "trace/generators/shared_prefix.py",
 )
 """What is compiled: patterns in the package. Packages' own ``__init__`` stay as they are."""
 COLD = {"core/commands.py", "core/events.py", "core/model.py", "core/settings.py"}
@@ -98,7 +103,7 @@ def build(into: Path, say: Say) -> list[Path]:
     with contextlib.chdir(SRC):
         say(f"checking types and translating {len(sources)} modules to C")
         extensions = mypycify(
-            options + sources, opt_level="2", debug_level="0", multi_file=True, target_dir=str(WORK / "c")
+            options + sources, opt_level="3", debug_level="0", multi_file=True, target_dir=str(WORK / "c")
         )
         for extension in extensions:
             extension.extra_compile_args += _flags()

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import accumulate, count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -104,6 +104,22 @@ def jobs_of(drawn: list[Draw]) -> list[Job]:
         Job(rid, d.client, [*range(d.shared), *d.own], [50 + rid % 3] * d.output)
         for rid, d in enumerate(drawn)
     ]
+
+
+def told(result: StepResult | None) -> dict[str, Any]:
+    """Return what a step tells, in a form that can be compared."""
+    if result is None:
+        return {}
+    return {
+        "duration_us": result.duration_us,
+        "work": result.work,
+        "tokens": sorted(result.tokens),
+        "finished": result.finished,
+        "admitted": [(a.rid, a.cached_tokens) for a in result.admitted],
+        "preempted": result.preempted,
+        "evicted": result.evicted,
+        "stored": [(s.rid, s.start, s.keys) for s in result.stored],
+    }
 
 
 @RUNS
@@ -260,16 +276,7 @@ def test_steps_equal_those_of_the_naive_engine(drawn, blocks, seqs, budget):
             if step > arrivals[-1]:
                 break
             continue
-        assert {
-            "duration_us": result.duration_us,
-            "work": result.work,
-            "tokens": sorted(result.tokens),
-            "finished": result.finished,
-            "admitted": [(a.rid, a.cached_tokens) for a in result.admitted],
-            "preempted": result.preempted,
-            "evicted": result.evicted,
-            "stored": [(s.rid, s.start, s.keys) for s in result.stored],
-        } == expected
+        assert told(result) == expected
     assert not engine.load.running
 
 
@@ -291,10 +298,9 @@ def test_blocks_of_answers_take_room_whether_they_have_keys_or_not(drawn, blocks
         unnamed, named = (engine.step(0) for engine in engines)
         if named is not None:
             stored = [s._replace(keys=[key for key in s.keys if key < first_own]) for s in named.stored]
-            named = named._replace(
-                stored=[s for s in stored if s.keys], evicted=[k for k in named.evicted if k < first_own]
-            )
-        assert unnamed == named
+            named.stored = [s for s in stored if s.keys]
+            named.evicted = [k for k in named.evicted if k < first_own]
+        assert told(unnamed) == told(named)
         if named is None and step > arrivals[-1]:
             break
     assert engines[0].pool.cached == engines[1].pool.cached
@@ -319,7 +325,7 @@ def test_the_same_requests_give_the_same_steps(drawn):
         for each in jobs_of(drawn):
             each.submit(engine)
         runs.append(run(engine))
-    assert runs[0] == runs[1]
+    assert [told(result) for result in runs[0]] == [told(result) for result in runs[1]]
 
 
 def test_hand_computed_life_of_one_request() -> None:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.core.events import Arrived
 from fairlead.core.keys import seed_key, token_keys
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.routing import POLICIES
@@ -150,16 +149,15 @@ def test_service_delivered_is_the_work_that_engines_did(trace: Trace, order: str
 
 
 class Blind:
-    """Wraps a dispatcher's ``step`` and keeps what it was told of each request."""
+    """Stands for a dispatcher's ``arrive`` and keeps what it was told of each request."""
 
-    def __init__(self, step: Callable[..., Any]) -> None:
-        self.step = step
+    def __init__(self, arrive: Callable[..., Any]) -> None:
+        self.arrive = arrive
         self.seen: list[Any] = []
 
-    def __call__(self, event: Any) -> Any:
-        if isinstance(event, Arrived):
-            self.seen.append(event.request)
-        return self.step(event)
+    def __call__(self, at: int, request: Any) -> Any:
+        self.seen.append(request)
+        return self.arrive(at, request)
 
 
 @pytest.mark.pure_only("replaces a method")
@@ -169,8 +167,8 @@ def test_no_policy_can_reach_the_true_output_length() -> None:
     for tokens in (30, 60):
         sessions = [Session(i * 1000, "abc"[i % 3], [turn([i % 5, 1], tokens + i)]) for i in range(30)]
         world = World(trace_of(sessions), Settings(workers=2))
-        blind = Blind(world.dispatcher.step)
-        world.dispatcher.step = blind  # type: ignore[method-assign]
+        blind = Blind(world.dispatcher.arrive)
+        world.dispatcher.arrive = blind  # type: ignore[method-assign]
         world.run()
         told.append(blind.seen)
     assert told[0] == told[1]

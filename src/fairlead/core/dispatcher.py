@@ -117,11 +117,50 @@ class Dispatcher:
         Raises ``LifecycleError`` for an event about an unknown or ended request, or an illegal move,
         and ``KeyError`` for an unknown worker; nothing has changed then.
         """
-        at = event[0]
+        out = self._at(event[0])
+        self._handlers[type(event)](event, out)
+        return self._done(out)
+
+    # The events that come most often, for callers that make no event of them: the same as ``step``.
+
+    def arrive(self, at: int, request: Request) -> list[Command]:
+        """Take in ``Arrived``."""
+        out = self._at(at)
+        self._arrive(request, out)
+        return self._done(out)
+
+    def first_token(self, at: int, rid: RequestId) -> list[Command]:
+        """Take in ``FirstToken``."""
+        out = self._at(at)
+        self._begin_answer(rid, out)
+        return self._done(out)
+
+    def progress(self, at: int, rid: RequestId, tokens: int) -> list[Command]:
+        """Take in ``Progressed``."""
+        out = self._at(at)
+        self._progress(rid, tokens)
+        return self._done(out)
+
+    def finish(
+        self,
+        at: int,
+        rid: RequestId,
+        prompt_tokens: int | None,
+        cached_tokens: int | None,
+        output_tokens: int | None,
+    ) -> list[Command]:
+        """Take in ``Finished``."""
+        out = self._at(at)
+        self._finish(rid, prompt_tokens, cached_tokens, output_tokens, out)
+        return self._done(out)
+
+    def _at(self, at: int) -> list[Command]:
+        """Move the clock, and return a list for what is to be done."""
         if at > self.now:  # noqa: PLR1730 - a call of max() takes longer
             self.now = at
-        out: list[Command] = []
-        self._handlers[type(event)](event, out)
+        return []
+
+    def _done(self, out: list[Command]) -> list[Command]:
         if self._parked and self.fleet.candidates:
             self._unpark(out)
         return out
@@ -147,7 +186,9 @@ class Dispatcher:
     # ------------------------------------------------------------------ requests
 
     def _arrived(self, event: ev.Arrived, out: list[Command]) -> None:
-        request = event.request
+        self._arrive(event.request, out)
+
+    def _arrive(self, request: Request, out: list[Command]) -> None:
         if request.rid in self.jobs:
             raise LifecycleError(f"request {request.rid} arrived twice")
         self.arrived += 1
@@ -191,7 +232,10 @@ class Dispatcher:
         return not self._full()
 
     def _first_token(self, event: ev.FirstToken, out: list[Command]) -> None:
-        job = self._job(event.rid)
+        self._begin_answer(event.rid, out)
+
+    def _begin_answer(self, rid: RequestId, out: list[Command]) -> None:
+        job = self._job(rid)
         job.move("first_token")
         if job.pending:
             self._prefilling[job.slot].computed(job.pending, self.now)
@@ -206,10 +250,13 @@ class Dispatcher:
             self._pump(slot, out)
 
     def _progressed(self, event: ev.Progressed, out: list[Command]) -> None:
-        job = self._job(event.rid)
+        self._progress(event.rid, event.tokens)
+
+    def _progress(self, rid: RequestId, tokens: int) -> None:
+        job = self._job(rid)
         if job.state is not State.DECODING:  # the usual case, which changes nothing
             job.move("progress")
-        self._charge_output(job, event.tokens)
+        self._charge_output(job, tokens)
 
     def _charge_output(self, job: Job, tokens: int) -> None:
         self._decoded(job, tokens)
@@ -229,10 +276,15 @@ class Dispatcher:
             self.fleet.kv_stale.add(job.slot)
 
     def _finished(self, event: ev.Finished, out: list[Command]) -> None:
-        job = self._job(event.rid)
+        _, rid, prompt, cached, output = event
+        self._finish(rid, prompt, cached, output, out)
+
+    def _finish(
+        self, rid: RequestId, prompt: int | None, cached: int | None, output: int | None, out: list[Command]
+    ) -> None:
+        job = self._job(rid)
         job.move("finish")
         slot, expected_prompt = job.slot, job.request.prompt_tokens
-        _, rid, prompt, cached, output = event
         if prompt is None:
             prompt = expected_prompt
         if cached is not None:

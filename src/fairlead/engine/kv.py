@@ -144,8 +144,8 @@ class KVPool:
             self._idle[upper] = None
         return upper
 
-    def allocate(self, count: int) -> list[BlockKey]:
-        """Take ``count`` private blocks; return the keys evicted for them, in order.
+    def allocate(self, count: int, tell: bool = True) -> list[BlockKey]:
+        """Take ``count`` private blocks; return the keys evicted for them, in order, if to be told.
 
         Callers check ``available`` first; it is an error to ask for more.
         """
@@ -153,9 +153,9 @@ class KVPool:
         self._private += count
         self.used += count
         excess = self._cached + self._private - self.blocks
-        return self._evict(excess) if excess > 0 else []
+        return self._evict(excess, tell) if excess > 0 else []
 
-    def _evict(self, count: int) -> list[BlockKey]:
+    def _evict(self, count: int, tell: bool) -> list[BlockKey]:
         """Evict so many idle blocks, the least recently used first, leaves before their parents."""
         self._cached -= count
         evicted: list[BlockKey] = []
@@ -163,10 +163,12 @@ class KVPool:
             run = next(iter(self._idle))
             keys = run.keys
             if len(keys) > count:
-                evicted += keys[: -count - 1 : -1]
+                if tell:
+                    evicted += keys[: -count - 1 : -1]
                 del keys[-count:]
                 return evicted
-            evicted += keys[::-1]
+            if tell:
+                evicted += keys[::-1]
             count -= len(keys)
             del self._idle[run]
             assert run.parent is not None
@@ -219,7 +221,7 @@ class KVPool:
 
     def clear(self) -> list[BlockKey]:
         """Evict every idle block; return their keys. Blocks in use stay cached."""
-        return self._evict(sum(len(run.keys) for run in self._idle))
+        return self._evict(sum(len(run.keys) for run in self._idle), True)
 
     def keys(self) -> Iterator[BlockKey]:
         """Iterate over the keys of all cached blocks, parents first."""

@@ -36,9 +36,9 @@ least recently used.
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fairlead.core.model import BlockKey, ClientId, Request, RequestId
 from fairlead.core.ordering import OrderingContext, make_ordering
@@ -55,14 +55,21 @@ class TooLongError(ValueError):
     """A request that can never run: prompt and output exceed the engine's context length."""
 
 
-class Admission(NamedTuple):
-    """A request that left the queue in this step. ``resumed``: it was preempted before."""
+class Admission:
+    """A request that left the queue in this step."""
 
-    rid: RequestId
-    cached_tokens: int
-    computed_tokens: int
-    """Tokens that its prefill will compute: prompt, and output so far, less the cached ones."""
-    resumed: bool
+    __slots__ = ("cached_tokens", "computed_tokens", "resumed", "rid")
+
+    def __init__(self, rid: RequestId, cached_tokens: int, computed_tokens: int, resumed: bool) -> None:
+        self.rid = rid
+        self.cached_tokens = cached_tokens
+        self.computed_tokens = computed_tokens
+        """Tokens that its prefill will compute: prompt, and output so far, less the cached ones."""
+        self.resumed = resumed
+        """It was preempted before."""
+
+    def __repr__(self) -> str:
+        return f"<Admission {self.rid} cached={self.cached_tokens} computed={self.computed_tokens}>"
 
 
 class Stored(NamedTuple):
@@ -72,29 +79,6 @@ class Stored(NamedTuple):
     start: int
     keys: Sequence[BlockKey]
     parent: BlockKey | None
-
-
-class StepResult(NamedTuple):
-    """What happened in one step, or in several that only decode.
-
-    It takes effect when the last one ends, ``duration_us`` after the start of the first. Durations are
-    rounded down and the rest is carried to the next step, so that they sum up exactly.
-    """
-
-    duration_us: int
-    work: Work
-    """Of the first step."""
-    tokens: Sequence[RequestId]
-    """Requests that got one more output token in each step; not listed if the engine was told so."""
-    first: Sequence[RequestId]
-    """Those of ``tokens`` for which it is the first."""
-    finished: Sequence[RequestId]
-    admitted: Sequence[Admission]
-    preempted: Sequence[RequestId]
-    evicted: Sequence[BlockKey]
-    """Blocks that left the cache, before any of ``stored`` entered it."""
-    stored: Sequence[Stored]
-    steps: int = 1
 
 
 class Load(NamedTuple):
@@ -175,36 +159,58 @@ def _by_admission(seq: _Sequence) -> int:
     return seq.admitted
 
 
-class _Step:
-    """What one step gathers on its way to a ``StepResult``."""
+_NO_IDS: Final[list[RequestId]] = []
+_NO_KEYS: Final[list[BlockKey]] = []
+_NO_ADMISSIONS: Final[list[Admission]] = []
+_NO_STORED: Final[list[Stored]] = []
+_NO_SEQUENCES: Final[list[_Sequence]] = []
+
+
+class StepResult:
+    """What happened in one step, or in several that only decode.
+
+    It takes effect when the last one ends, ``duration_us`` after the start of the first. Durations are
+    rounded down and the rest is carried to the next step, so that they sum up exactly. Lists are to be
+    read only: most steps have nothing to tell, and share empty ones.
+    """
 
     __slots__ = (
-        "admitted",
-        "area",
-        "budget",
-        "evicted",
-        "finished",
-        "first",
-        "full",
-        "preempted",
-        "prefilled",
-        "ready",
-        "stored",
-    )
+        "admitted", "area", "budget", "decode_context", "decode_seqs", "duration_us", "evicted", "finished",
+        "first", "full", "preempted", "prefilled", "ready", "steps", "stored", "tokens",
+    )  # fmt: skip
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
+        self.duration_us = 0
+        self.steps = 1
+        self.decode_seqs = 0
+        self.decode_context = 0
+        """Of the first step, as in ``Work``."""
         self.prefilled = 0
+        """Prompt tokens computed."""
         self.area = 0
-        self.ready: list[_Sequence] = []
-        self.first: list[RequestId] = []
-        self.finished: list[RequestId] = []
-        self.admitted: list[Admission] = []
-        self.preempted: list[RequestId] = []
+        """``Work.prefill_area``."""
+        self.tokens = _NO_IDS
+        """Requests that got one more output token in each step; not listed if the engine was told so."""
+        self.first = _NO_IDS
+        """Those of ``tokens`` for which it is the first."""
+        self.finished = _NO_IDS
+        self.admitted = _NO_ADMISSIONS
+        self.preempted = _NO_IDS
+        self.evicted = _NO_KEYS
+        """Blocks that left the cache, before any of ``stored`` entered it."""
+        self.stored = _NO_STORED
+        # While it is made:
+        self.budget = budget
+        """Tokens that may still be computed."""
+        self.ready = _NO_SEQUENCES
+        """Sequences whose prefill ends in it."""
         self.full = False
         """Blocks had to be taken from somebody: nobody is admitted."""
-        self.evicted: list[BlockKey] = []
-        self.stored: list[Stored] = []
+
+    @property
+    def work(self) -> Work:
+        """What was computed, in the first step."""
+        return Work(self.decode_seqs, self.decode_context, self.prefilled, self.area)
 
     def take_back(self, evicted: list[BlockKey]) -> list[BlockKey]:
         """Forget that blocks were stored in this step which are evicted again; return the other ones.
@@ -220,6 +226,12 @@ class _Step:
                 left.append(stored._replace(keys=keys))
         self.stored = left
         return [key for key in evicted if key in gone]
+
+    def __repr__(self) -> str:
+        return (
+            f"<StepResult {self.steps} in {self.duration_us} us: {self.work}, {len(self.first)} first tokens,"
+            f" {len(self.finished)} ends, {len(self.admitted)} admitted, {len(self.preempted)} preempted>"
+        )
 
 
 def _named(keys: list[BlockKey]) -> list[BlockKey]:
@@ -391,7 +403,7 @@ class Engine:
         """Run one step that starts at ``now``; None when there is nothing to compute."""
         if now >= self._next_tick:
             self._tick(now)
-        step = _Step(self.max_num_batched_tokens)
+        step = StepResult(self.max_num_batched_tokens)
         self._give_blocks(step)
         step.budget -= len(self._decodes)
         for seq in tuple(self._prefills.values()):
@@ -448,7 +460,7 @@ class Engine:
 
     def coast(self, steps: int) -> StepResult:
         """Take at most ``coast_steps()`` steps, at least one, at once."""
-        step = _Step(0)
+        step = StepResult(0)
         self._take_blocks(self._blocks_for(steps), step)
         return self._compute(step, steps)
 
@@ -457,13 +469,18 @@ class Engine:
         """Steps so far."""
         return self._number
 
+    @property
+    def decoding_clients(self) -> Mapping[ClientId, int]:
+        """How many requests of each client decode."""
+        return self._decoding_clients
+
     def decoding(self) -> Iterator[tuple[RequestId, int]]:
         """Iterate over the requests that decode: id, and output tokens so far."""
         number = self._number
         for seq in self._decodes.values():
             yield seq.rid, seq.output + number - seq.since
 
-    def _compute(self, step: _Step, steps: int) -> StepResult:
+    def _compute(self, step: StepResult, steps: int) -> StepResult:
         """Compute what the step, and ``steps`` - 1 more that only decode, were given to compute."""
         seqs, context = len(self._decodes), self._context
         times = self.profile.steps
@@ -471,25 +488,16 @@ class Engine:
             ps = times.step_ps(seqs, context, step.prefilled, step.area)
         else:
             ps = times.decode_ps(seqs, context, steps)
-        duration, self._carry = divmod(self._carry + ps, PS_PER_US)
-        tokens = list(self._decodes) if self._list_tokens else []
+        step.duration_us, self._carry = divmod(self._carry + ps, PS_PER_US)
+        step.decode_seqs, step.decode_context, step.steps = seqs, context, steps
+        if self._list_tokens:
+            step.tokens = list(self._decodes)
         self._decode(step, steps)
         for seq in step.ready:
             self._first_token(seq, step)
             if self._list_tokens:
-                tokens.append(seq.rid)
-        return StepResult(
-            duration,
-            Work(seqs, context, step.prefilled, step.area),
-            tokens,
-            step.first,
-            step.finished,
-            step.admitted,
-            step.preempted,
-            step.evicted,
-            step.stored,
-            steps,
-        )
+                step.tokens.append(seq.rid)
+        return step
 
     def __contains__(self, rid: RequestId) -> bool:
         return rid in self._sequences
@@ -497,11 +505,16 @@ class Engine:
     @property
     def load(self) -> Load:
         """What the engine reports of itself, as of the end of the last step."""
+        return self.load_after(0)
+
+    def load_after(self, steps: int) -> Load:
+        """Return what it would report after so many of ``coast_steps()``, without taking them."""
         running = len(self._batch) - len(self._leaving)
+        used = self.pool.used + (self._blocks_for(steps) if steps else 0)
         return Load(
             running,
             len(self._sequences) - running,
-            self.pool.used / self.pool.blocks,
+            used / self.pool.blocks,
             self._queries,
             self._hits,
             self._preemptions,
@@ -509,7 +522,7 @@ class Engine:
 
     # 1. Decoding sequences
 
-    def _give_blocks(self, step: _Step) -> None:
+    def _give_blocks(self, step: StepResult) -> None:
         """Give a block to each sequence whose last one is full, the earliest admitted first."""
         phase = self._number % self.block_tokens
         count = self._phase_counts[phase]
@@ -539,7 +552,7 @@ class Engine:
             blocks += sum(counts[: end - size])
         return blocks + rounds * len(self._decodes)
 
-    def _preempt(self, seq: _Sequence, step: _Step) -> None:
+    def _preempt(self, seq: _Sequence, step: StepResult) -> None:
         if seq.state == _DECODE:
             self._settle(seq)
             # Scheduled ahead, the engine does not know the newest token yet, and a block has no key without.
@@ -548,9 +561,12 @@ class Engine:
         seq.state = _PREEMPTED
         self._preempted.appendleft(seq)
         self._preemptions += 1
-        step.preempted.append(seq.rid)
+        if step.preempted:
+            step.preempted.append(seq.rid)
+        else:
+            step.preempted = [seq.rid]
 
-    def _decode(self, step: _Step, steps: int) -> None:
+    def _decode(self, step: StepResult, steps: int) -> None:
         """Let every decoding sequence compute a token in each step; end those that the last one ends."""
         self._context += len(self._decodes) * steps
         for client, count in self._decoding_clients.items():
@@ -600,7 +616,7 @@ class Engine:
 
     # 2. Prompts
 
-    def _prefill(self, seq: _Sequence, step: _Step) -> None:
+    def _prefill(self, seq: _Sequence, step: StepResult) -> None:
         """Compute as much of a prompt as the budget allows."""
         chunk = min(step.budget, seq.goal - seq.computed)
         if not chunk:
@@ -611,12 +627,18 @@ class Engine:
         seq.computed += chunk
         self._publish(seq, step)
         if seq.computed == seq.goal:
-            step.ready.append(seq)
+            if step.ready:
+                step.ready.append(seq)
+            else:
+                step.ready = [seq]
 
-    def _first_token(self, seq: _Sequence, step: _Step) -> None:
+    def _first_token(self, seq: _Sequence, step: StepResult) -> None:
         """Emit the token that the end of a prefill gives, and let the sequence decode."""
         if not seq.output:
-            step.first.append(seq.rid)
+            if step.first:
+                step.first.append(seq.rid)
+            else:
+                step.first = [seq.rid]
         seq.output += 1
         self.ordering.decoded(0, seq.client, 1)
         if seq.output == seq.output_tokens:
@@ -627,7 +649,7 @@ class Engine:
 
     # 3. Admission
 
-    def _admit(self, step: _Step) -> None:
+    def _admit(self, step: StepResult) -> None:
         while step.budget and len(self._batch) < self.max_num_seqs:
             if self._preempted:
                 seq = self._preempted[0]
@@ -670,7 +692,7 @@ class Engine:
         """Cached blocks that it can use: at least its last token has to be computed."""
         return self.pool.match(seq.chain, (seq.goal - 1) // self.block_tokens)
 
-    def _enter_batch(self, seq: _Sequence, step: _Step) -> None:
+    def _enter_batch(self, seq: _Sequence, step: StepResult) -> None:
         resumed = seq.state == _PREEMPTED
         matched = self._reusable(seq)
         cached = matched * self.block_tokens
@@ -690,22 +712,27 @@ class Engine:
         self._admissions += 1
         seq.admitted = self._admissions
         self._batch[seq.rid] = self._prefills[seq.rid] = seq
-        step.admitted.append(Admission(seq.rid, cached, seq.goal - cached, resumed))
+        admission = Admission(seq.rid, cached, seq.goal - cached, resumed)
+        if step.admitted:
+            step.admitted.append(admission)
+        else:
+            step.admitted = [admission]
         self._prefill(seq, step)
 
     # Blocks, and leaving the batch
 
-    def _take_blocks(self, count: int, step: _Step) -> None:
+    def _take_blocks(self, count: int, step: StepResult) -> None:
         """Take private blocks from the pool."""
         if not count:
             return
-        evicted = self.pool.allocate(count)
-        if evicted and self._list_blocks and (evicted := _named(evicted)):
+        evicted = self.pool.allocate(count, self._list_blocks)
+        if evicted and (evicted := _named(evicted)):
             if self.ordering.uses_match:
                 self._queue.cache_evicted(evicted)
-            step.evicted += step.take_back(evicted) if step.stored else evicted
+            more = step.take_back(evicted) if step.stored else evicted
+            step.evicted = step.evicted + more if step.evicted else more
 
-    def _publish(self, seq: _Sequence, step: _Step, unknown: int = 0) -> None:
+    def _publish(self, seq: _Sequence, step: StepResult, unknown: int = 0) -> None:
         """Put the blocks that a sequence has filled, but for its last tokens, into the prefix cache."""
         start = seq.published
         end = min((seq.computed - unknown) // self.block_tokens, len(seq.chain))
@@ -721,7 +748,11 @@ class Engine:
             new = _named(new)
         if self.ordering.uses_match:
             self._queue.cache_stored(new)
-        step.stored.append(Stored(seq.rid, first, new, seq.chain[first - 1] if first else None))
+        stored = Stored(seq.rid, first, new, seq.chain[first - 1] if first else None)
+        if step.stored:
+            step.stored.append(stored)
+        else:
+            step.stored = [stored]
 
     def _leave_batch(self, seq: _Sequence) -> None:
         """Take a sequence out of the batch and give back its blocks; ``computed`` stays as a record."""
@@ -744,9 +775,12 @@ class Engine:
         self.pool.release(seq.held, seq.blocks - seq.published)
         seq.blocks = seq.published = 0
 
-    def _finish(self, seq: _Sequence, step: _Step) -> None:
+    def _finish(self, seq: _Sequence, step: StepResult) -> None:
         del self._sequences[seq.rid]
-        step.finished.append(seq.rid)
+        if step.finished:
+            step.finished.append(seq.rid)
+        else:
+            step.finished = [seq.rid]
         self._stop(seq)
         # The next step was scheduled before; it misses place and blocks only if it has a use for them.
         if self._ahead and (self._preempted or len(self._queue) or self.pool.available < len(self._batch)):

@@ -9,22 +9,30 @@ same results at the same microsecond, which a property test holds them to.
 """
 
 from fairlead.core.model import RequestId
-from fairlead.engine.model import Engine, StepResult
+from fairlead.engine.model import Engine, Load, StepResult
 
 IDLE = -1
+LATEST = 4
+"""A report that is due waits for a step that tells something anyway, up to so many times its interval."""
 
 
 class EngineRun:
-    """Drives ``engine``. Every ``report_steps`` steps there is a wake with ``progress``; 0: never."""
+    """Drives ``engine``, and reports its ``progress`` now and then.
 
-    __slots__ = ("_coast", "_report", "_result", "_start", "_steps", "engine", "progress", "wake_us")
+    That is at the first wake with a first token or an end, ``report_steps`` steps or more after the
+    report before, and after ``LATEST`` times as many at the latest; 0: never.
+    """
+
+    __slots__ = ("_coast", "_report", "_result", "_start", "_steps", "_told", "engine", "progress", "wake_us")
 
     def __init__(self, engine: Engine, *, coast: bool = True, report_steps: int = 0) -> None:
         self.engine = engine
         self.wake_us = IDLE
         """When the step or the steps under way end; ``IDLE`` when there are none."""
         self.progress: list[tuple[RequestId, int]] | None = None
-        """After a wake that a report was due at: who decodes, and its output tokens so far."""
+        """After a wake with a report: who decodes, and its output tokens so far."""
+        self._told = 0
+        """The engine's steps at the last report."""
         self._coast = coast
         self._report = report_steps
         self._result: StepResult | None = None
@@ -39,12 +47,29 @@ class EngineRun:
         """
         if self.wake_us == IDLE or self._result is not None:
             return False
-        engine = self.engine
-        # The step that began at the start of the coast is under way, even at that very moment.
-        steps = max(1, engine.coast_steps_until(now - self._start))
-        self._result = result = engine.coast(min(steps, self._steps))
+        self._result = result = self.engine.coast(self._steps_at(now))
         before, self.wake_us = self.wake_us, self._start + result.duration_us
         return self.wake_us != before
+
+    def _steps_at(self, now: int) -> int:
+        """Return how many steps of a coast have begun.
+
+        The one that began at the start of the coast is under way, even at that very moment.
+        """
+        return min(max(1, self.engine.coast_steps_until(now - self._start)), self._steps)
+
+    def look(self, now: int) -> tuple[Load, int]:
+        """Return what the engine reports of itself after ``touch``, without one where it can be helped.
+
+        A touch ends a coast, and another wake comes of it. The second figure is how many steps of a coast
+        the report foresees that have only decoded, and that no wake has told of yet.
+        """
+        if self.wake_us != IDLE and self._result is None:
+            steps = self._steps_at(now)
+            if steps < self._steps:
+                return self.engine.load_after(steps), steps
+            self.touch(now)  # its last step, which ends a request: ``wake_us`` stays
+        return self.engine.load, 0
 
     @property
     def ended_steps(self) -> int:
@@ -62,8 +87,12 @@ class EngineRun:
         if result is None:
             result = self.engine.coast(self._steps)
         if self._report:
-            due = not self.engine.steps % self._report
-            self.progress = list(self.engine.decoding()) if due else None
+            since = self.engine.steps - self._told
+            if since >= self._report and (result.first or result.finished or since >= LATEST * self._report):
+                self._told = self.engine.steps
+                self.progress = list(self.engine.decoding())
+            else:
+                self.progress = None
         self._begin(now)
         return result
 
@@ -73,7 +102,7 @@ class EngineRun:
             steps = engine.coast_steps()
             if steps > 1:
                 if self._report:
-                    steps = min(steps, self._report - engine.steps % self._report)
+                    steps = min(steps, self._told + LATEST * self._report - engine.steps)
                 self._start, self._steps, self._result = now, steps, None
                 self.wake_us = now + engine.coast_us(steps)
                 return

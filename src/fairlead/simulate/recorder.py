@@ -10,10 +10,18 @@ _GROW = 16_384
 class Rows:
     """The columns of ``Requests``, grown in large pieces; a row is written in place as facts come."""
 
-    __slots__ = ("_room", "columns", "count")
+    __slots__ = (
+        "_room", "arrived", "cached", "client", "columns", "count", "ended", "first", "outcome", "output",
+        "prompt", "sent", "worker",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self.columns = Requests()
+        self.columns = columns = Requests()
+        # They grow in place. Found here they are quicker to write to than there.
+        self.client, self.arrived, self.sent = columns.client, columns.arrived, columns.sent
+        self.first, self.ended, self.outcome = columns.first, columns.ended, columns.outcome
+        self.prompt, self.cached, self.output = columns.prompt, columns.cached, columns.output
+        self.worker = columns.worker
         self.count = 0
         self._room = 0
 
@@ -23,10 +31,9 @@ class Rows:
         self.count += 1
         if row == self._room:
             self._grow()
-        columns = self.columns
-        columns.client[row] = client
-        columns.arrived[row] = arrived
-        columns.prompt[row] = prompt
+        self.client[row] = client
+        self.arrived[row] = arrived
+        self.prompt[row] = prompt
         return row
 
     def _grow(self) -> None:

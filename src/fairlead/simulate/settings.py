@@ -61,7 +61,8 @@ class Settings:
     detect_us: int = 1_000_000
     """Until the dispatcher notices a death; requests sent meanwhile are refused at once."""
     report_tokens: int = 64
-    """Engine steps after which clients' output is charged; always when a request begins and ends."""
+    """Engine steps after which clients' output is charged, with the next first token or end, and after
+    four times as many at the latest; a request's own is when it begins and ends."""
     interval_us: int = 1_000_000
     """Between two samples of the series."""
     until_us: int = 0

@@ -11,7 +11,7 @@ microsecond come in a fixed order: everything else before the ends of engine ste
 from collections.abc import Callable
 from heapq import heappop, heappush
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from fairlead.core import events as ev
 from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject
@@ -29,6 +29,22 @@ from fairlead.trace.model import Session, Trace, Turn
 
 _TICK_US = 500_000
 _FORGET_US = 10_000_000  # within which a fickle client hangs up
+
+# What is in the heap: who handles it.
+_WAKE: Final = 0
+_SUBMIT: Final = 1
+_CLIENT_NEWS: Final = 2
+_DISPATCHER_NEWS: Final = 3
+_PROGRESS: Final = 4
+_TURN: Final = 5
+_CACHE_NEWS: Final = 6
+_CANCEL: Final = 7
+_HANG_UP: Final = 8
+_SAMPLE: Final = 9
+_TICK: Final = 10
+_DIES: Final = 11
+_NOTICED: Final = 12
+_RETURNS: Final = 13
 
 
 class _Chain:
@@ -84,8 +100,21 @@ class World:
         self.dispatcher = settings.dispatcher(dict(trace.clients))
         self._forward = settings.topology == ENGINE
         self._profile = settings.profile()
-        self._heap: list[tuple[int, int, int, Callable[[int, Any], None], Any]] = []
-        """(time and class, order within, count, what to call, with what)"""
+        self._heap: list[tuple[int, int, int, int, Any]] = []
+        """(time and class, order within, count, what, with what)"""
+        self._handlers: dict[int, Callable[[int, Any], None]] = {
+            _DISPATCHER_NEWS: self._dispatcher_news,
+            _TURN: self._turn,
+            _CACHE_NEWS: self._cache_news,
+            _CANCEL: self._cancel,
+            _HANG_UP: self._hang_up,
+            _SAMPLE: self._sample,
+            _TICK: self._tick,
+            _DIES: self._dies,
+            _NOTICED: self._noticed,
+            _RETURNS: self._returns,
+        }
+        """Of what comes rarely."""
         self._count = 0
         self._engines: list[EngineRun | None] = []
         self.max_num_seqs = self.kv_tokens = 0
@@ -106,7 +135,10 @@ class World:
         self._abandoned = 0
         self._last_end = 0
         self._random = Random(f"{settings.seed}/cancel")
-        self._back_us = settings.hop_us + settings.stale_us
+        self._hop_us, self._back_us = settings.hop_us, settings.hop_us + settings.stale_us
+        self._stale, self._exact_cache = settings.stale_us > 0, settings.exact_cache
+        self._fickle = bool(settings.client_timeout_us or settings.cancel_share)
+        self._extend, self._output = settings.costs.extend, settings.costs.output
         self.ends: list[tuple[int, int]] | None = None
         """Set to a list, it gets each request's session start, and how long after that it ended."""
 
@@ -121,9 +153,9 @@ class World:
             self._on_worker.append({})
             self._worker_up(0, number)
         for fault in settings.faults:
-            self._at(fault.at_us, self._dies, fault)
-        self._at(_TICK_US, self._tick, None)
-        self._at(settings.interval_us, self._sample, None)
+            self._at(fault.at_us, _DIES, fault)
+        self._at(_TICK_US, _TICK, None)
+        self._at(settings.interval_us, _SAMPLE, None)
         self._loop(progress)
         return self._result()
 
@@ -137,10 +169,19 @@ class World:
         rounds = 0
         while True:
             if heap and heap[0][0] < coming_key:
-                key, _, _, handler, argument = heappop(heap)
+                key, _, _, what, argument = heappop(heap)
                 if key > until:
                     break
-                handler(key >> 1, argument)
+                if what == _WAKE:
+                    self._wake(key >> 1, argument)
+                elif what == _PROGRESS:
+                    self._progress(key >> 1, argument)
+                elif what == _CLIENT_NEWS:
+                    self._client_news(key >> 1, argument)
+                elif what == _SUBMIT:
+                    self._submit(key >> 1, argument)
+                else:
+                    self._handlers[what](key >> 1, argument)
             elif coming is not None:
                 if coming_key > until:
                     break
@@ -154,9 +195,9 @@ class World:
             if progress is not None and not rounds & 16383:
                 progress(self.rows.count - len(self._flights), heap[0][0] >> 1 if heap else 0)
 
-    def _at(self, at: int, handler: Callable[[int, Any], None], argument: object) -> None:
+    def _at(self, at: int, what: int, argument: object) -> None:
         self._count += 1
-        heappush(self._heap, (at << 1, self._count, 0, handler, argument))
+        heappush(self._heap, (at << 1, self._count, 0, what, argument))
 
     @property
     def unserved(self) -> int:
@@ -190,7 +231,7 @@ class World:
         for index in chain.children.get(after, ()):
             turn = chain.session.turns[index]
             self._waiting_turns += 1
-            self._at(now + turn.delay_us, self._turn, (chain.client, turn, chain, index, chain.session.name))
+            self._at(now + turn.delay_us, _TURN, (chain.client, turn, chain, index, chain.session.name))
 
     def _turn(self, now: int, what: tuple[int, Turn, _Chain, int, str]) -> None:
         self._waiting_turns -= 1
@@ -199,19 +240,23 @@ class World:
     def _arrive(self, now: int, what: tuple[int, Turn, _Chain | None, int, str]) -> None:
         client, turn, chain, index, session = what
         row = self.rows.new(client, now, turn.prompt_tokens)
-        self._demand[client] += self.settings.costs.extend * turn.prompt_tokens
+        self._demand[client] += self._extend * turn.prompt_tokens
         self.gaps.waits(client)
         request = Request(
             row, self.clients[client], turn.prompt_tokens, turn.keys, self.trace.block_tokens,
             turn.max_tokens, session, now, True,
         )  # fmt: skip
         self._flights[row] = _Flight(row, client, turn, chain, index, request)
-        self._obey(now, self.dispatcher.step(ev.Arrived(now, request)))
+        self._obey(now, self.dispatcher.arrive(now, request))
+        if self._fickle:
+            self._may_hang_up(now, row)
+
+    def _may_hang_up(self, now: int, row: int) -> None:
         settings = self.settings
         if settings.client_timeout_us:
-            self._at(now + settings.client_timeout_us, self._hang_up, row)
+            self._at(now + settings.client_timeout_us, _HANG_UP, row)
         if settings.cancel_share and self._random.random() < settings.cancel_share:
-            self._at(now + int(self._random.random() * _FORGET_US), self._hang_up, row)
+            self._at(now + int(self._random.random() * _FORGET_US), _HANG_UP, row)
 
     def _hang_up(self, now: int, row: int) -> None:
         flight = self._flights.get(row)
@@ -221,9 +266,9 @@ class World:
 
     def _end(self, now: int, flight: _Flight, outcome: int) -> None:
         """Close a request's row; a session goes on only after an answer."""
-        row, columns = flight.row, self.rows.columns
-        columns.ended[row] = now
-        columns.outcome[row] = outcome
+        row, rows = flight.row, self.rows
+        rows.ended[row] = now
+        rows.outcome[row] = outcome
         if flight.queued:
             flight.queued = False
             self.gaps.goes(flight.client)
@@ -233,7 +278,7 @@ class World:
         self._last_end = now
         chain = flight.chain
         if self.ends is not None:
-            start = columns.arrived[row] if chain is None else chain.session.at
+            start = rows.arrived[row] if chain is None else chain.session.at
             self.ends.append((start, now - start))
         if chain is None:
             return
@@ -251,17 +296,16 @@ class World:
                 row = command.rid
                 flight = self._flights[row]
                 flight.slot = slot = int(command.worker)
-                columns = self.rows.columns
-                columns.sent[row] = now
-                columns.worker[row] = slot
+                self.rows.sent[row] = now
+                self.rows.worker[row] = slot
                 self._on_worker[slot][row] = None
-                self._at(now + self.settings.hop_us, self._submit, flight)
+                self._at(now + self._hop_us, _SUBMIT, flight)
             elif type(command) is Reject:
                 self._end(now, self._flights[command.rid], REJECTED)
             elif type(command) is Fail:
                 self._end(now, self._flights[command.rid], FAILED)
             elif type(command) is Cancel:
-                self._at(now + self.settings.hop_us, self._cancel, (int(command.worker), command.rid))
+                self._at(now + self._hop_us, _CANCEL, (int(command.worker), command.rid))
 
     def _submit(self, now: int, flight: _Flight) -> None:
         """A request reaches its engine."""
@@ -284,7 +328,7 @@ class World:
     def _fails(self, now: int, flight: _Flight, reason: str) -> None:
         """An engine breaks a request off; it may be tried elsewhere if its client saw nothing yet."""
         self._on_worker[flight.slot].pop(flight.row, None)
-        retryable = self.rows.columns.first[flight.row] < 0
+        retryable = self.rows.first[flight.row] < 0
         if not flight.queued and retryable:
             flight.queued = True
             self.gaps.waits(flight.client)
@@ -310,7 +354,7 @@ class World:
         self._wakes[slot] = wake = run.wake_us
         if wake != IDLE:
             self._count += 1
-            heappush(self._heap, (wake << 1 | 1, slot, self._count, self._wake, slot))
+            heappush(self._heap, (wake << 1 | 1, slot, self._count, _WAKE, slot))
 
     def _wake(self, now: int, slot: int) -> None:
         """Steps of an engine end: pass on what came of them."""
@@ -321,26 +365,26 @@ class World:
         result = run.wake(now)
         self._note_wake(slot)
         self._account(slot, result)
-        if self.settings.exact_cache and (result.stored or result.evicted):
-            self._at(now + self._back_us, self._cache_news, (slot, run, result))
+        if self._exact_cache and (result.stored or result.evicted):
+            self._at(now + self._back_us, _CACHE_NEWS, (slot, run, result))
         if result.first or result.finished:
-            self._at(now + self.settings.hop_us, self._client_news, (slot, run, result))
-            if self.settings.stale_us:
-                self._at(now + self._back_us, self._dispatcher_news, (slot, run, result))
+            self._at(now + self._hop_us, _CLIENT_NEWS, (slot, run, result))
+            if self._stale:
+                self._at(now + self._back_us, _DISPATCHER_NEWS, (slot, run, result))
         if run.progress:
-            self._at(now + self._back_us, self._progress, run.progress)
+            self._at(now + self._back_us, _PROGRESS, run.progress)
         self.gaps.look(now)
 
     def _account(self, slot: int, result: StepResult) -> None:
         """Write down what steps did."""
         self._steps += result.steps
-        work = result.work
-        if work.decode_seqs:
-            self.token_gaps.add(result.duration_us // result.steps, work.decode_seqs * result.steps)
-        self._prefilled[slot] += work.prefill_tokens
+        seqs, steps = result.decode_seqs, result.steps
+        if seqs:
+            self.token_gaps.add(result.duration_us // steps, seqs * steps)
+        self._prefilled[slot] += result.prefilled
         self._preemptions += len(result.preempted)
         if result.admitted:
-            cached = self.rows.columns.cached
+            cached = self.rows.cached
             for admission in result.admitted:
                 flight = self._flights.get(admission.rid)
                 if flight is not None and not admission.resumed:
@@ -354,54 +398,55 @@ class World:
         slot, run, result = what
         if self._engines[slot] is not run:
             return  # it died with the answer on its way
-        flights, columns = self._flights, self.rows.columns
+        flights, rows = self._flights, self.rows
         for row in result.first:
             flight = flights.get(row)
             if flight is not None and flight.slot == slot:
-                columns.first[row] = now
-        if not self.settings.stale_us:
+                rows.first[row] = now
+        if not self._stale:
             self._dispatcher_news(now, what)
-        costs = self.settings.costs
         for row in result.finished:
             flight = flights.get(row)
             if flight is not None and flight.slot == slot:
                 output = flight.turn.output_tokens
-                columns.output[row] = output
-                self._demand[flight.client] += costs.output * output
+                rows.output[row] = output
+                self._demand[flight.client] += self._output * output
                 self._end(now, flight, DONE)
 
     def _dispatcher_news(self, now: int, what: tuple[int, EngineRun, StepResult]) -> None:
         """Tell the dispatcher of first tokens and ends, as the gateway does."""
         slot, _, result = what
-        step, columns, jobs = self.dispatcher.step, self.rows.columns, self.dispatcher.jobs
-        flights = self._flights
+        dispatcher, rows, flights = self.dispatcher, self.rows, self._flights
+        jobs = dispatcher.jobs
         commands: list[Command] = []
         for row in result.first:
-            if row in jobs and int(columns.worker[row]) == slot:
-                commands += step(ev.FirstToken(now, row))
+            if row in jobs and rows.worker[row] == slot:
+                commands += dispatcher.first_token(now, row)
                 flight = flights.get(row)
                 if flight is not None:
                     flight.reported = 1
-                commands += step(ev.Progressed(now, row, 1))
+                commands += dispatcher.progress(now, row, 1)
         for row in result.finished:
-            if row in jobs and int(columns.worker[row]) == slot:
-                output = self._outputs(row)
-                commands += step(ev.Finished(now, row, columns.prompt[row], columns.cached[row], output))
+            if row in jobs and rows.worker[row] == slot:
+                prompt, cached, output = rows.prompt[row], rows.cached[row], self._outputs(row)
+                commands += dispatcher.finish(now, row, prompt, cached, output)
         if commands:
             self._obey(now, commands)
 
     def _outputs(self, row: int) -> int:
         flight = self._flights.get(row)
-        return flight.turn.output_tokens if flight is not None else self.rows.columns.output[row]
+        return flight.turn.output_tokens if flight is not None else self.rows.output[row]
 
     def _progress(self, now: int, tokens: list[tuple[int, int]]) -> None:
         """Tell the dispatcher how much was answered meanwhile."""
-        step, flights = self.dispatcher.step, self._flights
+        dispatcher, flights = self.dispatcher, self._flights
         for row, output in tokens:
             flight = flights.get(row)
             if flight is not None and output > flight.reported > 0:
                 more, flight.reported = output - flight.reported, output
-                self._obey(now, step(ev.Progressed(now, row, more)))
+                commands = dispatcher.progress(now, row, more)
+                if commands:
+                    self._obey(now, commands)
 
     def _cache_news(self, now: int, what: tuple[int, EngineRun, StepResult]) -> None:
         """Tell the dispatcher what an engine cached and let go of, as its KV events would."""
@@ -458,9 +503,9 @@ class World:
             flight = self._flights.get(row)
             if flight is not None and flight.slot == slot:
                 self._fails(now, flight, "the worker died")
-        self._at(now + self.settings.detect_us, self._noticed, slot)
+        self._at(now + self.settings.detect_us, _NOTICED, slot)
         if fault.for_us:
-            self._at(now + fault.for_us, self._returns, slot)
+            self._at(now + fault.for_us, _RETURNS, slot)
 
     def _noticed(self, now: int, slot: int) -> None:
         if self._engines[slot] is None:
@@ -474,24 +519,29 @@ class World:
     def _tick(self, now: int, _: None) -> None:
         self._obey(now, self.dispatcher.step(ev.Tick(now)))
         if not self._over:
-            self._at(now + _TICK_US, self._tick, None)
+            self._at(now + _TICK_US, _TICK, None)
 
     def _sample(self, now: int, _: None) -> None:
         series, queued = self.series, self.dispatcher.fleet.queued
+        under_way = [0] * len(self.clients)
         for slot, run in enumerate(self._engines):
-            self._touch(slot, now)
-            load = run.engine.load if run is not None else None
+            load, inside = None, 0
+            if run is not None:
+                load, steps = run.look(now)
+                inside = load.waiting
+                if steps:
+                    for name, count in run.engine.decoding_clients.items():
+                        under_way[self._index[name]] += self._output * count * steps
             series.running[slot].append(load.running if load else 0)
-            inside = load.waiting if load else 0
             series.waiting[slot].append(inside + queued[self.dispatcher.fleet.slots[str(slot)]])
             series.kv_used[slot].append(load.kv_usage if load else 0.0)
             series.prefilled[slot].append(self._prefilled[slot])
         for client, service in enumerate(self.meter.service):
-            series.service[client].append(service)
+            series.service[client].append(service + under_way[client])
             series.demand[client].append(self._demand[client])
             series.queued[client].append(self.gaps.waiting(client))
         if not self._over:
-            self._at(now + self.settings.interval_us, self._sample, None)
+            self._at(now + self.settings.interval_us, _SAMPLE, None)
 
     # ------------------------------------------------------------------ the end
 
