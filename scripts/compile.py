@@ -39,11 +39,7 @@ HOT = (
     "simulate/meter.py",
     "simulate/recorder.py",
     "simulate/world.py",
-    "trace/generators/base.py",
-    "trace/generators/draws.py",
-    "trace/generators/keys.py",
-    "trace/generators/loops.py",
-    "trace/generators/shared_prefix.py",
+    "trace/generators/*.py",
 )
 """What is compiled: patterns in the package. Packages' own ``__init__`` stay as they are."""
 COLD = {"core/commands.py", "core/events.py", "core/model.py", "core/settings.py"}

@@ -60,6 +60,7 @@ def make_fleet(size: int, rng: random.Random, full: float) -> PlainFleet:
     fleet.pending = [rng.randrange(20_000) for _ in range(size)]
     fleet.kv_used = [rng.randrange(400_000) for _ in range(size)]
     fleet.kv_cached = [int(POOL * rng.uniform(full, 1)) for _ in range(size)]
+    fleet.context = [4_000 * n for n in fleet.running]
     fleet.hit_rate = [rng.random() for _ in range(size)]
     return fleet
 
@@ -108,7 +109,7 @@ def measure(
     workers = [
         naive.Worker(
             s, fleet.bs[s], fleet.queued[s], fleet.pending[s], fleet.kv_used[s], fleet.kv_cached[s], POOL,
-            fleet.hit_rate[s], requests[0][1].tokens[s], s in set(fleet.candidates),
+            fleet.context[s], fleet.hit_rate[s], requests[0][1].tokens[s], s in set(fleet.candidates),
         )
         for s in range(size)
     ]  # fmt: skip

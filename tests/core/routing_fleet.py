@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from copy import copy
 from math import sqrt
 
 from fairlead.core.model import Request
@@ -27,6 +28,8 @@ class PlainFleet:
         self.kv_cached = [0] * n
         self.kv_tokens = [500_000] * n
         self.sequences = [256] * n
+        self.context = [0] * n
+        self.mean_output = 125.0
         self.hit_rate = [0.0] * n
         self.engine_waiting = [0] * n
         self.engine_running = [0] * n
@@ -48,8 +51,8 @@ class PlainFleet:
     def ahead(self, slot: int, client: str, tokens: int) -> tuple[int, int]:
         return self.before[slot]
 
-    def snapshot(self) -> dict[str, list[object]]:
-        return {name: list(values) for name, values in vars(self).items()}
+    def snapshot(self) -> dict[str, object]:
+        return {name: copy(values) for name, values in vars(self).items()}
 
 
 def policy(name: str, *, seed: int = 1, **given: object) -> RoutingBase:

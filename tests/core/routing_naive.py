@@ -20,6 +20,7 @@ class Worker:
     kv_used: int = 0
     kv_cached: int = 0
     kv_tokens: int = 500_000
+    context: int = 0
     hit_rate: float = 0.0
     matched: int = 0
     candidate: bool = True
@@ -41,10 +42,14 @@ def lmetric(workers: list[Worker], prompt: int, last: int) -> int | None:
 
 
 def marginal_score(worker: Worker, prompt: int) -> float:
+    """125 tokens of output are usual, and a token of context read costs 1 / 5,000."""
+    reading = 125 / 5_000 * worker.context
     extend = prompt - worker.matched
     evicting = min(extend, max(0, worker.kv_cached + extend - worker.kv_tokens))
     overflow = max(0, worker.kv_used + extend - worker.kv_tokens)
-    return worker.pending + overflow + (extend + 2 * worker.hit_rate * evicting) * sqrt(worker.bs + 1)
+    return (
+        worker.pending + overflow + reading + (extend + 2 * worker.hit_rate * evicting) * sqrt(worker.bs + 1)
+    )
 
 
 def marginal(workers: list[Worker], prompt: int, last: int) -> int | None:

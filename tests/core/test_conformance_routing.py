@@ -131,7 +131,7 @@ class World:
         slot = free[0] if free else len(fleet.ids)
         if not free:
             for values in vars(fleet).values():
-                if values is not fleet.candidates:
+                if isinstance(values, list) and values is not fleet.candidates:
                     values.append(0)
             fleet.root[slot] = 1.0
             fleet.kv_tokens[slot] = 50_000

@@ -23,6 +23,17 @@ def test_a_warm_worker_is_left_later_than_with_lmetric():
     assert chosen(policy("marginal"), fleet, request(1_000), m) == 0
 
 
+def test_who_decodes_beside_much_context_decodes_slowly():
+    """125 tokens of output wait for 400,000 of context: 125 * 400,000 / 5,000 = 10,000, and 10 to compute."""
+    fleet = PlainFleet(2, context=[400_000, 0])
+    m = match(fleet, [990, 0])
+    assert list(policy("marginal").choose(request(1_000), m, fleet, 0).scores) == pytest.approx(
+        [10_010, 1_000]
+    )
+    short = request(1_000)._replace(max_tokens=10)
+    assert list(policy("marginal").choose(short, m, fleet, 0).scores) == pytest.approx([810, 1_000])
+
+
 def test_eviction_costs_twice_the_hit_rate_of_what_goes():
     """600 of 1000 tokens must evict: (1000 + 2*0.5*600)*sqrt(4) = 3200; nothing hits, nothing lost."""
     fleet = PlainFleet(2, bs=[3, 3], kv_cached=[499_600, 499_600], hit_rate=[0.5, 0.0])
@@ -50,10 +61,11 @@ def test_pools_differ():
 def test_of_those_that_wait_only_who_goes_first_counts():
     """w0: 900 sent + 100 ahead + 1000*sqrt(1+1+1); w1: 700 sent + 0 ahead + 1000*sqrt(4+0+1)."""
     fleet = PlainFleet(2, running=[1, 4], queued=[1, 9], pending=[1_000, 10_000], kv_running=[499_200, 1_000])
+    fleet.context = [0, 4_000]
     fleet.before = [(1, 100), (0, 0)]
     fleet.waiting_tokens = lambda slot: (100, 9_300)[slot]
     # w0 has 500 000 - 499 200 - 100 = 700 tokens of room for 1 000.
-    assert scores(fleet) == pytest.approx([1_000 + 300 + 1_000 * 3**0.5, 700 + 1_000 * 5**0.5])
+    assert scores(fleet) == pytest.approx([1_000 + 300 + 1_000 * 3**0.5, 700 + 100 + 1_000 * 5**0.5])
 
 
 def test_ties_go_to_the_smaller_batch_then_to_fewer_tokens_then_rotate():

@@ -30,6 +30,7 @@ def fleets(draw):
             kv_used=500 * draw(small),
             kv_cached=500 * draw(small),
             kv_tokens=draw(st.sampled_from([1_000, 1_300, 500_000])),
+            context=400 * draw(small),
             hit_rate=draw(st.sampled_from([0.0, 0.25, 1.0])),
             matched=draw(st.sampled_from([0, 0, 100, 199])),
             candidate=draw(st.booleans()) or draw(st.booleans()),
@@ -40,7 +41,7 @@ def fleets(draw):
 
 def plain(workers):
     fleet = PlainFleet(len(workers))
-    for name in ("bs", "queued", "pending", "kv_used", "kv_cached", "kv_tokens", "hit_rate"):
+    for name in ("bs", "queued", "pending", "kv_used", "kv_cached", "kv_tokens", "context", "hit_rate"):
         setattr(fleet, name, [getattr(w, name) for w in workers])
     fleet.root = [sqrt(b + 1) for b in fleet.bs]
     fleet.candidates = [w.slot for w in workers if w.candidate]

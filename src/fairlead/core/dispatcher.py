@@ -87,7 +87,6 @@ class Dispatcher:
         self._seq = 0
         self._retry_tokens = float(self.settings.retry_burst)
         self._block_tokens = self._sized_for = 16.0
-        self._mean_output = 128.0
         self._slots_of: dict[int, tuple[int, ...]] = {}
         self._next_forget = 0
         self._handlers: dict[type, Callable[..., None]] = {
@@ -196,7 +195,7 @@ class Dispatcher:
         settings = self.settings
         if self._retry_tokens < settings.retry_burst:
             self._retry_tokens += settings.retry_ratio
-        expected = int(self._mean_output)
+        expected = int(self.fleet.mean_output)
         if request.max_tokens is not None and request.max_tokens < expected:
             expected = request.max_tokens
         job = Job(request, self._seq, expected)
@@ -299,12 +298,13 @@ class Dispatcher:
         if more or change or prompt_change:
             self.ordering.settled(slot, job.client, prompt_change, change, more)
             self.routing.settled(job.client, slot, prompt_change, change, more)
-        self._mean_output += (job.decoded - self._mean_output) * (1 - _OUTPUT_MEMORY)
+        fleet = self.fleet
+        fleet.mean_output += (job.decoded - fleet.mean_output) * (1 - _OUTPUT_MEMORY)
         job.account.requests += 1
         self._leave_worker(job, computed=True)
         self.ended[State.DONE] += 1
         del self.jobs[rid]
-        if self.fleet.waiting:
+        if fleet.waiting:
             self._pump(slot, out)
         if slot in self._leaving:
             self._free_if_empty(slot)
@@ -608,6 +608,7 @@ class Dispatcher:
             max(0, request.prompt_tokens - int(len(request.keys) * request.block_tokens)) + job.expected
         )
         self._kv_extra[slot] += job.kv_extra
+        fleet.context[slot] += request.prompt_tokens
         prefilling = self._prefilling[slot]
         prefilling.begin(extend, self.now)
         if not request.streamed:
@@ -662,6 +663,7 @@ class Dispatcher:
             job.pending = 0
         self._kv_extra[slot] -= job.kv_extra
         job.kv_extra = 0
+        self.fleet.context[slot] -= job.request.prompt_tokens
         self.fleet.end(slot)
         self.fleet.kv_stale.add(slot)
 
@@ -866,6 +868,8 @@ class Dispatcher:
         assert fleet.pending[slot] - fleet.waiting_tokens(slot) == sent, f"{name}: tokens that wait differ"
         assert self._prefilling[slot].tokens == sent, f"{name}: prefill under way differs"
         assert self._kv_extra[slot] == sum(job.kv_extra for job in mine), f"{name}: KV books differ"
+        prompts = sum(job.request.prompt_tokens for job in mine if job.state is not State.QUEUED)
+        assert fleet.context[slot] == prompts, f"{name}: context differs"
         for item in queue if self._tracked else ():
             assert item.matched == self.index.ready(slot, item.keys), f"{name}: stale match of {item!r}"
         if fleet.up[slot] and queue and not self._busy(slot):

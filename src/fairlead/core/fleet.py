@@ -36,6 +36,8 @@ class FleetState:
         self.kv_tokens: list[int] = []
         self.sequences: list[int] = []
         self.queue_limit: list[int] = []
+        self.context: list[int] = []
+        self.mean_output = 128.0
         self.hit_rate: list[float] = []
         self.engine_waiting: list[int] = []
         self.engine_running: list[int] = []
@@ -91,7 +93,7 @@ class FleetState:
         for zeros in (
             self.running, self.queued, self.bs, self.pending, self._kv_used, self._kv_running,
             self._kv_cached, self.kv_tokens, self.sequences, self.queue_limit, self.engine_waiting,
-            self.engine_running, self.reported_us, self._waiting_tokens,
+            self.engine_running, self.reported_us, self._waiting_tokens, self.context,
         ):  # fmt: skip
             zeros.append(0)
         self.hit_rate.append(0.0)

@@ -64,6 +64,14 @@ class Fleet(Protocol):
         """Most requests in a batch."""
 
     @property
+    def context(self) -> Sequence[int]:
+        """Prompt tokens of the requests sent to the worker, shared ones counted for each."""
+
+    @property
+    def mean_output(self) -> float:
+        """Recent mean output tokens of a request."""
+
+    @property
     def hit_rate(self) -> Sequence[float]:
         """Recent share of prompt tokens found cached, 0 to 1."""
 
