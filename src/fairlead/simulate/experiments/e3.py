@@ -7,6 +7,7 @@ from fairlead.report.numbers import percent, short, short_time
 from fairlead.report.tables import Cell, Table
 from fairlead.simulate.experiments.base import (
     CACHE_AWARE,
+    D2LPM,
     H100,
     LMETRIC,
     OURS,
@@ -150,7 +151,7 @@ def detector(options: Options, _: Sequence[Entry]) -> list[Planned]:
             seed=seed,
             sample=Sample(gaps=True),
         )
-        for one in (off, LMETRIC, VLLM, OURS)
+        for one in (off, LMETRIC, VLLM, PREBLE, D2LPM, OURS)
         for seed in options.seeds
     ]
 
