@@ -15,8 +15,6 @@ keeps both copies, this pool keeps one (as SGLang does).
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 class Run:
     """Cached blocks that continue each other and are in use by the same requests."""
 
-    __slots__ = ("children", "keys", "parent", "users")
+    __slots__ = ("children", "keys", "newer", "older", "parent", "users")
 
     def __init__(self, keys: list[BlockKey], parent: Run | None, users: int) -> None:
         self.keys = keys
@@ -36,9 +34,21 @@ class Run:
         self.users = users
         self.children: dict[BlockKey, Run] = {}
         """By the first key of each."""
+        self.newer: Run | None = None
+        self.older: Run | None = None
+        """Neighbours in the LRU ring, while it is idle."""
 
     def __repr__(self) -> str:
         return f"<Run {len(self.keys)} blocks, {self.users} users>"
+
+
+def _unlink(run: Run) -> None:
+    """Take a run out of the ring of idle ones."""
+    older, newer = run.older, run.newer
+    assert older is not None
+    assert newer is not None
+    older.newer, newer.older = newer, older
+    run.older = run.newer = None
 
 
 def _common(chain: Sequence[BlockKey], start: int, end: int, keys: list[BlockKey]) -> int:
@@ -49,7 +59,14 @@ def _common(chain: Sequence[BlockKey], start: int, end: int, keys: list[BlockKey
     most = min(len(keys), end - start)
     if chain[start + most - 1] == keys[most - 1]:
         return most
-    return bisect_left(range(1, most), True, key=lambda i: chain[start + i] != keys[i]) + 1
+    low, high = 1, most - 1  # the first place where they differ is one of these
+    while low < high:
+        middle = (low + high) // 2
+        if chain[start + middle] == keys[middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 class KVPool:
@@ -59,16 +76,16 @@ class KVPool:
     and ``release`` takes.
     """
 
-    __slots__ = ("_cached", "_idle", "_private", "_root", "blocks", "used")
+    __slots__ = ("_cached", "_private", "_root", "blocks", "used")
 
     def __init__(self, blocks: int) -> None:
         if blocks < 1:
             raise ValueError(f"a KV pool has at least one block, not {blocks}")
         self.blocks = blocks
         self._root = Run([], None, 1)
+        """Of the tree; and of the ring of runs without a user: ``newer`` is the least recently used."""
+        self._root.newer = self._root.older = self._root
         self._cached = 0
-        self._idle: OrderedDict[Run, None] = OrderedDict()
-        """Runs without a user, least recently used first."""
         self._private = 0
         self.used = 0
         """Blocks that a request holds; idle cached blocks do not count, as in vLLM's usage figure."""
@@ -122,7 +139,7 @@ class KVPool:
                 run = self._split(run, matched - at)
             at += len(run.keys)
             if not run.users:
-                del self._idle[run]
+                _unlink(run)
                 self.used += len(run.keys)
             run.users += 1
         return run
@@ -141,7 +158,7 @@ class KVPool:
         run.parent = upper
         if not run.users:
             # Both are idle, the rest being older; whoever splits takes the upper one at once.
-            self._idle[upper] = None
+            self._link(upper)
         return upper
 
     def allocate(self, count: int, tell: bool = True) -> list[BlockKey]:
@@ -160,7 +177,8 @@ class KVPool:
         self._cached -= count
         evicted: list[BlockKey] = []
         while count:
-            run = next(iter(self._idle))
+            run = self._root.newer
+            assert run is not None
             keys = run.keys
             if len(keys) > count:
                 if tell:
@@ -170,7 +188,7 @@ class KVPool:
             if tell:
                 evicted += keys[::-1]
             count -= len(keys)
-            del self._idle[run]
+            _unlink(run)
             assert run.parent is not None
             del run.parent.children[keys[0]]
         return evicted
@@ -192,7 +210,7 @@ class KVPool:
             if held.users:
                 self.used -= common
             else:
-                del self._idle[held]
+                _unlink(held)
             held.users += 1
             at += common
         if at == end:
@@ -210,18 +228,33 @@ class KVPool:
         """Give back ``private`` blocks and the references on what is held, last block first."""
         self._private -= private
         self.used -= private
-        run, idle, root = held, self._idle, self._root
+        run, root = held, self._root
         while run is not root:
             run.users -= 1
             if not run.users:
-                idle[run] = None
+                self._link(run)
                 self.used -= len(run.keys)
             assert run.parent is not None
             run = run.parent
 
     def clear(self) -> list[BlockKey]:
         """Evict every idle block; return their keys. Blocks in use stay cached."""
-        return self._evict(sum(len(run.keys) for run in self._idle), True)
+        return self._evict(sum(len(run.keys) for run in self._idle()), True)
+
+    def _link(self, run: Run) -> None:
+        """Put a run into the ring of idle ones, as the most recently used."""
+        root = self._root
+        last = root.older
+        assert last is not None
+        run.older, run.newer = last, root
+        last.newer = root.older = run
+
+    def _idle(self) -> Iterator[Run]:
+        """Iterate over the runs without a user, least recently used first."""
+        run = self._root.newer
+        while run is not None and run is not self._root:
+            yield run
+            run = run.newer
 
     def keys(self) -> Iterator[BlockKey]:
         """Iterate over the keys of all cached blocks, parents first."""
@@ -250,7 +283,7 @@ class KVPool:
         assert self.used == in_use + self._private
         assert 0 <= self.used <= self.blocks, f"{self.used} of {self.blocks} blocks used"
         assert self._cached + self._private <= self.blocks
-        assert {run for run in runs if not run.users} == set(self._idle)
+        assert {run for run in runs if not run.users} == set(self._idle())
         for run in runs:
             assert run.keys
             assert run.users >= 0
@@ -260,5 +293,5 @@ class KVPool:
                 assert child.users <= run.users
 
     def __repr__(self) -> str:
-        idle = sum(len(run.keys) for run in self._idle)
+        idle = sum(len(run.keys) for run in self._idle())
         return f"<KVPool used={self.used} idle={idle} of {self.blocks}>"

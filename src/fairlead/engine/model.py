@@ -444,7 +444,8 @@ class Engine:
             heappop(ends)  # it has left the batch since
         steps = ends[0][0] - self._number
         available = self.pool.available
-        if self._blocks_for(steps) > available:
+        most = (steps // self.block_tokens + 1) * len(self._decodes)
+        if most > available and self._blocks_for(steps) > available:
             steps = bisect_right(range(1, steps + 1), available, key=self._blocks_for)
         return steps
 

@@ -15,7 +15,7 @@ in whole picoseconds inside; callers see microseconds.
 """
 
 from dataclasses import dataclass, field
-from math import isqrt
+from math import sqrt
 from typing import NamedTuple
 
 PS_PER_US = 1_000_000
@@ -91,13 +91,15 @@ class StepTime:
         first = self.step_ps(seqs, context, 0, 0)
         growth = self._ps[3] * seqs
         if growth:
-            # The root of steps * first + growth * steps * (steps - 1) / 2 = ps, rounded down.
-            twice = 2 * first - growth
-            steps = max(0, (isqrt(twice * twice + 8 * growth * ps) - twice) // (2 * growth) - 1)
+            # Near the root of steps * first + growth * steps * (steps - 1) / 2 = ps.
+            mean = first / growth - 0.5
+            steps = int(sqrt(mean * mean + 2.0 * ps / growth) - mean)
         else:
-            steps = max(0, ps // first - 1)
-        while self.decode_ps(seqs, context, steps) < ps:
+            steps = ps // first
+        while steps * first + growth * (steps * (steps - 1) // 2) < ps:
             steps += 1
+        while steps and (steps - 1) * first + growth * ((steps - 1) * (steps - 2) // 2) >= ps:
+            steps -= 1
         return steps
 
     def step_us(self, work: Work) -> int:
