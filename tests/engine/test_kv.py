@@ -38,8 +38,8 @@ def test_pool_equals_the_naive_model(blocks, paths, data):
             assert pool.allocate(needed) == naive.allocate(needed)
             filled = data.draw(st.integers(matched, len(chain)))
             # Somebody else may have published the same blocks since: the match was up to date, so not here.
-            run, new = pool.publish(run, chain, matched, filled)
-            assert new == naive.publish(who, chain[matched:filled])
+            run, first = pool.publish(run, chain, matched, filled)
+            assert chain[first:filled] == naive.publish(who, chain[matched:filled])
             held[who] = (run, chain, filled, len(chain) - filled)
             assert set(pool.keys()) == set(naive.users)
         pool.check()
@@ -48,8 +48,8 @@ def test_pool_equals_the_naive_model(blocks, paths, data):
             run, chain, filled, private = held.pop(leaver)
             if filled < len(chain) and data.draw(st.booleans()):
                 # It fills more first; others may have published those blocks meanwhile.
-                run, new = pool.publish(run, chain, filled, len(chain))
-                assert new == naive.publish(leaver, chain[filled:])
+                run, first = pool.publish(run, chain, filled, len(chain))
+                assert chain[first:] == naive.publish(leaver, chain[filled:])
                 filled, private = len(chain), 0
                 pool.check()
             pool.release(run, private)
@@ -91,10 +91,10 @@ def test_blocks_computed_side_by_side_are_kept_once() -> None:
     pool = KVPool(4)
     pool.allocate(2)
     pool.allocate(2)
-    one, new = pool.publish(pool.root, [1, 2], 0, 2)
-    assert new == [1, 2]
-    other, new = pool.publish(pool.root, [1, 2], 0, 2)
-    assert new == []
+    one, first = pool.publish(pool.root, [1, 2], 0, 2)
+    assert first == 0
+    other, first = pool.publish(pool.root, [1, 2], 0, 2)
+    assert first == 2
     assert (pool.used, pool.available) == (2, 2)
     pool.release(one, 0)
     assert pool.used == 2

@@ -193,14 +193,12 @@ class KVPool:
             del run.parent.children[keys[0]]
         return evicted
 
-    def publish(
-        self, held: Run, chain: Sequence[BlockKey], start: int, end: int
-    ) -> tuple[Run, list[BlockKey]]:
+    def publish(self, held: Run, chain: Sequence[BlockKey], start: int, end: int) -> tuple[Run, int]:
         """Turn a request's private blocks ``start`` to ``end`` of its chain, now full, into cached ones.
 
         ``held`` names what it holds: the blocks before ``start``. A block that another request published
-        meanwhile is shared, and the private copy freed. Returns what it holds now, and the keys that
-        are new to the cache: a tail of the range.
+        meanwhile is shared, and the private copy freed. Returns what it holds now, and from where to
+        ``end`` its blocks are new to the cache.
         """
         self._private -= end - start
         at = start
@@ -214,15 +212,15 @@ class KVPool:
             held.users += 1
             at += common
         if at == end:
-            return held, []
+            return held, end
         new = list(chain[at:end])
         self._cached += len(new)
         if held.users == 1 and not held.children and held is not self._root:
             held.keys += new  # nobody else has seen the end of it
         else:
-            held.children[new[0]] = run = Run(list(new), held, 1)
+            held.children[new[0]] = run = Run(new, held, 1)
             held = run
-        return held, new
+        return held, at
 
     def release(self, held: Run, private: int) -> None:
         """Give back ``private`` blocks and the references on what is held, last block first."""

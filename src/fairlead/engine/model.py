@@ -97,6 +97,7 @@ class Load(NamedTuple):
 
 
 _WAITING, _PREEMPTED, _PREFILL, _DECODE, _GONE = range(5)
+_NOTHING: Final = range(0)
 
 
 class _Sequence:
@@ -104,6 +105,7 @@ class _Sequence:
 
     __slots__ = (
         "admitted",
+        "answer",
         "blocks",
         "chain",
         "computed",
@@ -121,12 +123,15 @@ class _Sequence:
         "state",
     )
 
-    def __init__(self, item: Waiting, output_tokens: int, chain: Sequence[BlockKey]) -> None:
+    def __init__(self, item: Waiting, output_tokens: int, answer: tuple[Sequence[BlockKey], range]) -> None:
         self.item = item
         self.rid = item.rid
         self.output_tokens = output_tokens
         """How many it will have in the end: known to the model of the engine only."""
-        self.chain = chain
+        self.chain: Sequence[BlockKey] = item.keys
+        """Keys of its blocks: of the prompt; once it was preempted, of the answer too."""
+        self.answer = answer
+        """The keys that continue the chain with the answer's blocks, given and made up."""
         self.state = _WAITING
         self.goal = item.request.prompt_tokens
         """Tokens that must be in KV before it decodes: the prompt, and the output so far."""
@@ -153,6 +158,10 @@ class _Sequence:
     @property
     def client(self) -> ClientId:
         return self.item.client
+
+    def continued(self) -> list[BlockKey]:
+        """Return the keys of the answer's blocks."""
+        return [*self.answer[0], *self.answer[1]]
 
 
 def _by_admission(seq: _Sequence) -> int:
@@ -350,15 +359,15 @@ class Engine:
             raise TooLongError(
                 f"{total} tokens of prompt and output; the context length is {self.max_model_len}"
             )
-        chain = request.keys
-        if len(chain) == request.prompt_tokens // block:
+        answer: tuple[Sequence[BlockKey], range] = (), _NOTHING
+        if len(request.keys) == request.prompt_tokens // block:
             # The last token of an output is never computed on.
-            unnamed = max(0, (total - 1) // block - len(chain) - len(output_keys))
+            unnamed = max(0, (total - 1) // block - len(request.keys) - len(output_keys))
             self._unnamed -= unnamed
-            chain = [*chain, *output_keys, *range(self._unnamed, self._unnamed + unnamed)]
+            answer = output_keys, range(self._unnamed, self._unnamed + unnamed)
         item = Waiting(request, self._arrivals)
         self._arrivals += 1
-        self._sequences[request.rid] = seq = _Sequence(item, output_tokens, chain)
+        self._sequences[request.rid] = seq = _Sequence(item, output_tokens, answer)
         if self._ahead and self._under_way:
             self._late.append(seq)
         else:
@@ -559,6 +568,7 @@ class Engine:
             # Scheduled ahead, the engine does not know the newest token yet, and a block has no key without.
             self._publish(seq, step, unknown=int(self._ahead))
         self._leave_batch(seq)
+        seq.chain, seq.answer = [*seq.chain, *seq.continued()], ((), _NOTHING)
         seq.state = _PREEMPTED
         self._preempted.appendleft(seq)
         self._preemptions += 1
@@ -735,21 +745,23 @@ class Engine:
 
     def _publish(self, seq: _Sequence, step: StepResult, unknown: int = 0) -> None:
         """Put the blocks that a sequence has filled, but for its last tokens, into the prefix cache."""
-        start = seq.published
-        end = min((seq.computed - unknown) // self.block_tokens, len(seq.chain))
+        start, chain, base = seq.published, seq.chain, 0
+        if seq.state == _DECODE and start == len(chain):
+            chain, base = seq.continued(), start
+        end = min((seq.computed - unknown) // self.block_tokens, base + len(chain))
         if end <= start:
             return
-        seq.held, new = self.pool.publish(seq.held, seq.chain, start, end)
+        seq.held, first = self.pool.publish(seq.held, chain, start - base, end - base)
         seq.published = end
-        # Blocks already there come first (a cached block implies its parents): the new ones are the tail.
-        first = end - len(new)
-        if not new or new[0] < 0 or not self._list_blocks:
+        if first == end - base or chain[first] < 0 or not self._list_blocks:
             return  # nothing new, only what has no name, or nobody to tell
+        new = list(chain[first : end - base])
         if new[-1] < 0:
             new = _named(new)
         if self.ordering.uses_match:
             self._queue.cache_stored(new)
-        stored = Stored(seq.rid, first, new, seq.chain[first - 1] if first else None)
+        before = chain[first - 1] if first else seq.chain[base - 1] if base else None
+        stored = Stored(seq.rid, base + first, new, before)
         if step.stored:
             step.stored.append(stored)
         else:
@@ -805,10 +817,11 @@ class Engine:
             blocks = -(-computed // self.block_tokens) if seq.state == _DECODE else seq.blocks
             assert blocks * self.block_tokens >= computed
             prompt_blocks = seq.goal // self.block_tokens
-            assert seq.published == min(computed // self.block_tokens, prompt_blocks, len(seq.chain))
+            chain = [*seq.chain, *seq.continued()]
+            assert seq.published == min(computed // self.block_tokens, prompt_blocks, len(chain))
             context += computed if seq.state == _DECODE else 0
             private += blocks - seq.published
-            for key in seq.chain[: seq.published]:
+            for key in chain[: seq.published]:
                 references[key] = references.get(key, 0) + 1
         assert context == self._context
         self.pool.check_holders(references, private)
