@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-model-len", type=int, metavar="N", help="context length (default: the profile's)")
     add("--kv-blocks", type=int, metavar="N", help="KV blocks in the pool (default: the profile's memory)")
     add("--block-size", type=int, default=default.block_size, metavar="N", help="tokens a block" + shown)
+    add(
+        "--sync-scheduling",
+        dest="async_scheduling",
+        action="store_false",
+        help="schedule a step after the one before it has ended, as vLLM does on CPUs",
+    )
     add("--seed", type=int, default=default.seed, help="changes texts and lengths" + shown)
     add("--kv-events", metavar="ENDPOINT", help="publish KV-cache events here, such as tcp://127.0.0.1:5557")
     add("--kv-replay", metavar="ENDPOINT", help="answer replay requests for KV-cache events here")

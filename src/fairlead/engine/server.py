@@ -51,6 +51,8 @@ class EngineConfig:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
+    async_scheduling: bool = True
+    """Schedule a step while the one before it runs, as vLLM does by default on GPUs."""
     seed: int = 0
     """Changes texts and lengths of all answers."""
     kv_events: str | None = None
@@ -71,6 +73,7 @@ def build_engine(config: EngineConfig, profile: Profile) -> Engine:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len,
+        async_scheduling=config.async_scheduling,
     )
 
 
