@@ -15,6 +15,7 @@ from functools import partial
 
 from fairlead.core import events as ev
 from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject, Why
+from fairlead.core.covered import covered
 from fairlead.core.fleet import FleetState
 from fairlead.core.job import Job
 from fairlead.core.ledger import Ledger
@@ -456,8 +457,9 @@ class Dispatcher:
         best = blocks_best = 0
         holders: tuple[int, ...] = ()
         candidate_mask = fleet.candidate_mask
+        prompt, size = request.prompt_tokens, request.block_tokens
         for blocks, mask in self.index.match(request.keys):
-            matched = request.matched_tokens(blocks)
+            matched = covered(prompt, size, blocks)
             slots = self._slots(mask)
             for slot in slots:
                 tokens[slot] = matched
@@ -595,8 +597,9 @@ class Dispatcher:
         claim, choice = job.claim, job.choice
         assert claim is not None
         rid, client = job.rid, job.client
-        matched = request.matched_tokens(self.index.start(claim))
-        extend = request.prompt_tokens - matched
+        prompt, size = request.prompt_tokens, request.block_tokens
+        matched = covered(prompt, size, self.index.start(claim))
+        extend = prompt - matched
         if extend != job.extend:
             self.routing.corrected(client, slot, 0, extend - job.extend)
             fleet.pending[slot] += extend - job.pending
@@ -604,11 +607,9 @@ class Dispatcher:
             job.hit_tokens = matched
         job.move("dispatch")
         job.attempts += 1
-        job.kv_extra = (
-            max(0, request.prompt_tokens - int(len(request.keys) * request.block_tokens)) + job.expected
-        )
+        job.kv_extra = max(0, prompt - int(len(request.keys) * size)) + job.expected
         self._kv_extra[slot] += job.kv_extra
-        fleet.context[slot] += request.prompt_tokens
+        fleet.context[slot] += prompt
         prefilling = self._prefilling[slot]
         prefilling.begin(extend, self.now)
         if not request.streamed:
@@ -619,7 +620,7 @@ class Dispatcher:
         hits, total = self._hits[slot]
         self._hits[slot] = hits, total = (
             hits * _HIT_MEMORY + matched,
-            total * _HIT_MEMORY + request.prompt_tokens,
+            total * _HIT_MEMORY + prompt,
         )
         fleet.hit_rate[slot] = hits / total if total else 0.0
         out.append(Dispatch(rid, fleet.ids[slot], job.attempts, why))

@@ -9,6 +9,8 @@ including that block.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fairlead.core.covered import covered
+
 RequestId = int
 ClientId = str
 WorkerId = str
@@ -40,12 +42,8 @@ class Request(NamedTuple):
     """Whether ``FirstToken`` will tell when its prompt is computed; if not, that has to be guessed."""
 
     def matched_tokens(self, blocks: int) -> int:
-        """Prompt tokens covered by ``blocks`` cached blocks: at most all but one.
-
-        An engine computes at least the last prompt token, whatever it caches, since its logits
-        give the first output token.
-        """
-        return max(0, min(self.prompt_tokens - 1, int(blocks * self.block_tokens)))
+        """Prompt tokens covered by ``blocks`` cached blocks: at most all but one (see ``covered``)."""
+        return covered(self.prompt_tokens, self.block_tokens, blocks)
 
 
 class Costs(NamedTuple):

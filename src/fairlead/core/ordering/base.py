@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from typing import ClassVar, Generic, Protocol, TypeVar
 
+from fairlead.core.covered import covered
 from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
 from fairlead.core.params import Param
 
@@ -31,7 +32,8 @@ class Waiting:
     @property
     def matched_tokens(self) -> int:
         """Prompt tokens that the worker caches now."""
-        return self.request.matched_tokens(self.matched)
+        request = self.request
+        return covered(request.prompt_tokens, request.block_tokens, self.matched)
 
     def __repr__(self) -> str:
         return f"<Waiting {self.rid} {self.client} matched={self.matched}/{len(self.keys)}>"

@@ -1,0 +1,11 @@
+"""How many prompt tokens cached blocks stand for. Apart, since it is asked several times a request."""
+
+
+def covered(prompt_tokens: int, block_tokens: float, blocks: int) -> int:
+    """Return the tokens of a prompt that its first ``blocks`` blocks cover: at most all but one.
+
+    An engine computes at least the last prompt token, whatever it caches, since its logits give the
+    first output token.
+    """
+    tokens = int(blocks * block_tokens)
+    return max(0, min(prompt_tokens - 1, tokens))
