@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.params import PolicyError
 from fairlead.core.routing import POLICIES
+from fairlead.native import compiled
 from fairlead.report.metrics import summarise
 from fairlead.report.results import save
 from fairlead.report.terminal import show_run
@@ -20,6 +21,9 @@ from fairlead.simulate.runner import prepare, simulate
 from fairlead.simulate.settings import Settings
 from fairlead.trace.model import Trace, TraceError
 from fairlead.trace.workload import add_workload_arguments, workload_from
+
+LONG = 20_000
+"""Requests from which on it is worth telling that there is a faster form."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     show_run(result, Console())
     if args.json:
         print(f"wrote {args.json}; draw it with: fairlead report {args.json} --html report.html")
+    if trace.requests >= LONG and not compiled():
+        errors.print("That was pure Python; compiled it takes half the time: docs/compiled.md", style="dim")
     return 0
 
 
