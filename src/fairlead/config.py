@@ -19,7 +19,8 @@ from fairlead.core.params import SWITCH_WORDS, nearest
 
 ENV_PREFIX = "FAIRLEAD_"
 OTHERS = frozenset({"CONFIG", "PURE", "CACHE", "DATA", "COMPILE", "STEP_LOG", "TORCH_INDEX"})
-"""Variables of that prefix that are no options: they belong to the commands, builds and tests."""
+"""Variables of that prefix that are no options: they belong to other commands, builds and tests. Those of plugins
+inside engines begin with ``PLUGIN_``."""
 KEY_PREFIX = "sha256:"
 DEFAULT_CLIENT = "default"
 
@@ -172,7 +173,7 @@ def resolve(
             given[key] = _value(option, value, "", strict=True)
     for variable, text in (environ or {}).items():
         name = variable.removeprefix(ENV_PREFIX)
-        if name != variable and name not in OTHERS:
+        if name != variable and name not in OTHERS and not name.startswith("PLUGIN_"):
             key = _known(name.lower(), OPTIONS, variable)
             given[key] = _value(OPTIONS[key], text, f" (from {variable})", strict=False)
     for key, value in (flags or {}).items():
