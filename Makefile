@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo fast test test-fast lint check bench test-engines docs lock clean help
+.PHONY: demo fast test test-fast lint check bench experiments test-engines lock clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -49,6 +49,9 @@ check: lint test ## what to run before a commit
 bench: $(VENV)/.dev ## the core's and the simulator's benchmarks: ratios, and absolute figures
 	@for b in core.index core.ordering core.routing core.dispatcher simulate; do echo "== benchmarks.$$b"; \
 	  $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
+
+experiments: $(VENV)/.runtime ## E1 to E5 in their quick forms, a minute; docs/experiments.md has the full ones
+	@$(BIN)/fairlead experiment --quick $(ARGS)
 
 lock: ## renew the locked dependencies
 	$(PYTHON) -m venv $(VENV)-lock
