@@ -19,8 +19,8 @@ from fairlead.core.params import SWITCH_WORDS, nearest
 
 ENV_PREFIX = "FAIRLEAD_"
 OTHERS = frozenset({"CONFIG", "PURE", "CACHE", "DATA", "COMPILE", "STEP_LOG", "TORCH_INDEX"})
-"""Variables of that prefix that are no options: they belong to other commands, builds and tests. Those of plugins
-inside engines begin with ``PLUGIN_``."""
+"""Variables of that prefix that are no options but belong to other commands, builds and tests. Those of
+plugins inside engines begin with ``PLUGIN_``."""
 KEY_PREFIX = "sha256:"
 DEFAULT_CLIENT = "default"
 
