@@ -23,10 +23,11 @@ WAITING, ADMITTED, PREEMPTED = range(3)
 class Entry:
     """A request in the engine."""
 
-    __slots__ = ("computed", "figures", "item", "paid", "queued", "state")
+    __slots__ = ("client", "computed", "figures", "item", "paid", "queued", "state")
 
     def __init__(self, item: Waiting, figures: ClientFigures) -> None:
         self.item = item
+        self.client: ClientId = item.client
         self.figures = figures
         self.state = WAITING
         self.queued = False
@@ -35,11 +36,6 @@ class Entry:
         """Leading tokens whose computation was charged as prompt work."""
         self.computed = 0
         """Tokens in KV when it was last preempted."""
-
-    @property
-    def client(self) -> ClientId:
-        """Whose request it is."""
-        return self.item.client
 
 
 class Book:

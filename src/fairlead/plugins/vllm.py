@@ -357,18 +357,19 @@ class _Fair:
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Take in a step's tokens as vLLM does, and charge them."""
         found = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
-        entries = self.book.entries
+        entries, requests = self.book.entries, self.requests
         tokens: dict[ClientId, int] = {}
         for of_frontend in found.values():
             for output in of_frontend.outputs:
-                entry = entries.get(output.request_id)
+                name = output.request_id
+                entry = entries.get(name)
                 if entry is None:
                     continue
-                if output.new_token_ids:
+                if new := output.new_token_ids:
                     client = entry.client
-                    tokens[client] = tokens.get(client, 0) + len(output.new_token_ids)
-                if output.finish_reason is not None and output.request_id not in self.requests:
-                    self.book.ended(output.request_id)
+                    tokens[client] = tokens.get(client, 0) + len(new)
+                if output.finish_reason is not None and name not in requests:
+                    self.book.ended(name)
         self.book.decoded(tokens)
         return found
 
