@@ -3,8 +3,8 @@
     python -m benchmarks.plugins.vllm_step MODEL_FOLDER [--waiting 100 1000] [--steps 400] [--order dlpm ...]
 
 The real scheduler and KV cache, no weights. Prompts of 4,096 tokens from ten clients, kept waiting in the
-given number: whoever is admitted is replaced. 64 places in the batch, 8,192 tokens a step, outputs of 32 to 96,
-so that a step admits about one request, evicts blocks and stores others. Two kinds of prompts:
+given number: whoever is admitted is replaced. 64 places in the batch, 8,192 tokens a step, outputs of 32 to
+96, so that a step admits about one request, evicts blocks and stores others. Two kinds of prompts:
 
 own     nothing is shared: every order is the same work, and what differs is the order's own cost
 shared  3,072 of the tokens are one of thirty documents, of which the cache holds half
