@@ -8,7 +8,7 @@ import os
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -105,8 +105,15 @@ class Bare:
         self.scheduler = scheduler
         self.tokens: dict[str, list[int]] = {}
         """Output so far, by request."""
+        self.clients: dict[str, str] = {}
+        """Whose requests were sent."""
         self._depth = 2 if ahead else 1
         self._under_way: deque[tuple[Any, Any]] = deque()
+
+    def send(self, name: str, client: str, prompt: Sequence[int], output_tokens: int) -> None:
+        """Let a request of a client arrive."""
+        self.clients[name] = client
+        self.scheduler.add_request(new_request(name, client, prompt, output_tokens))
 
     def step(self) -> Any:
         """Schedule a step and end the oldest one under way; return what was scheduled."""
@@ -154,8 +161,3 @@ def prompt(length: int, own: object, shared: int = 0, document: object = None) -
     """Return ``length`` tokens, of which the first ``shared`` are those of ``document``."""
     rng, rest = random.Random(f"document {document}"), random.Random(f"own {own}")
     return rng.choices(range(300, 2000), k=shared) + rest.choices(range(300, 2000), k=length - shared)
-
-
-def counts(outputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Return how many tokens each request got."""
-    return {name: len(tokens) for name, tokens in outputs.items()}

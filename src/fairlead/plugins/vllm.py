@@ -425,7 +425,6 @@ def _argument(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 _METHODS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (Scheduler, ("schedule", "update_from_output", "finish_requests", "shutdown", "_preempt_request")),
-    (BlockPool, ("get_cached_block", "cache_full_blocks")),
     (RequestStatus, ("RUNNING",)),
     (Request, ("num_tokens",)),
 )
@@ -443,12 +442,12 @@ _FIELDS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (EngineCoreOutput, ("request_id", "new_token_ids", "finish_reason")),
     (EngineCoreOutputs, ("outputs",)),
 )
-_PARAMETERS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+_PARAMETERS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (
-        BlockPool.cache_full_blocks,
+        *(BlockPool, "cache_full_blocks"),
         ("request", "blocks", "num_cached_blocks", "num_full_blocks", "block_size", "kv_cache_group_id"),
     ),
-    (BlockPool.get_cached_block, ("block_hash", "kv_cache_group_ids")),
+    (BlockPool, "get_cached_block", ("block_hash", "kv_cache_group_ids")),
 )
 
 
@@ -465,9 +464,10 @@ def missing() -> list[str]:
         for name in names
         if not has(owner, name)
     ]
-    for function, names in _PARAMETERS:
-        if tuple(inspect.signature(function).parameters)[1 : len(names) + 1] != names:
-            found.append(f"{function.__qualname__}({', '.join(names)})")
+    for owner, name, names in _PARAMETERS:
+        function = getattr(owner, name, None)
+        if function is None or tuple(inspect.signature(function).parameters)[1 : len(names) + 1] != names:
+            found.append(f"{owner.__name__}.{name}({', '.join(names)})")
     return found + [f"RequestQueue without {name}" for name in sorted(FairQueue.__abstractmethods__)]
 
 
