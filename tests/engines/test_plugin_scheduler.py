@@ -4,6 +4,7 @@ Run by test_plugin_versions.py with a second version of vLLM too.
 """
 
 import json
+import os
 import random
 import warnings
 from collections.abc import Callable
@@ -67,6 +68,11 @@ def fair(*, ahead: bool = False, blocks: int = BLOCKS, groups: Any = None, **opt
 def stock(*, ahead: bool = False, blocks: int = BLOCKS, **options: Any) -> Bare:
     config = config_of(ahead=ahead, blocks=blocks, **options)
     return Bare(make_scheduler(AsyncScheduler if ahead else Scheduler, config), ahead=ahead)
+
+
+def test_the_version_is_the_one_that_is_meant() -> None:
+    assert plugin.vllm_version.startswith(os.environ.get("EXPECTED_VLLM", "0.32."))
+    assert plugin.vllm_version.startswith(tuple(f"{version}." for version in plugin.TESTED))
 
 
 class Arrivals:
@@ -144,7 +150,7 @@ def naive(scheduler: Any, order: str) -> Any:
 
 @FORMS
 @pytest.mark.parametrize("order", ["dlpm", "lpm", "fcfs"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_choice_is_the_policys(
     settings: Settings, order: str, seed: int, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +182,7 @@ def test_every_choice_is_the_policys(
 
 
 @FORMS
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_vtc_serves_the_client_with_the_least_service(
     settings: Settings, seed: int, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +209,7 @@ def test_vtc_serves_the_client_with_the_least_service(
 
 
 @FORMS
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_in_order_of_arrival_every_step_is_stock_vllms(settings: Settings, seed: int, ahead: bool) -> None:
     settings(order="fcfs")
     ours, theirs = fair(ahead=ahead), stock(ahead=ahead)
@@ -235,7 +241,7 @@ class Meter:
 
 
 @pytest.mark.parametrize("order", ["dlpm:quantum=500", "lpm", "vtc"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_is_charged_is_what_was_computed(settings: Settings, order: str, seed: int) -> None:
     """Preempted, resumed and aborted requests too: each token is charged once, as prompt or as output."""
     settings(order=order)
@@ -534,7 +540,7 @@ def test_the_figures_are_in_a_file(settings: Settings, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["figures.json"]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_end_of_what_is_cached_is_found_from_wherever_it_was(seed: int) -> None:
     rng = random.Random(seed)
     length = rng.choice((0, 1, 2, 7, 130))

@@ -321,7 +321,12 @@ class _Fair:
         config = _argument("vllm_config", args, kwargs)
         refuse(config)
         super().__init__(*args, **kwargs)
-        settings = read_settings(os.environ)
+        self._next_tick = 0.0
+        self._file: FiguresFile | None = None
+        self.open_book(config, read_settings(os.environ))
+
+    def open_book(self, config: Any, settings: PluginSettings) -> None:
+        """Begin to order by ``settings``, with nobody waiting and nothing charged yet."""
         ordering = plugin_ordering(settings)
         cache = PrefixCache(self)
         check_cache(config, cache, needed=ordering.uses_match)
@@ -330,8 +335,6 @@ class _Fair:
         if ordering.uses_match and cache.usable:
             cache.watch(self.book)
         self.waiting = FairQueue(self.book, cache, settings)
-        self._next_tick = 0.0
-        self._file: FiguresFile | None = None
         if settings.metrics_file:
             rank = config.parallel_config.data_parallel_index
             path = f"{settings.metrics_file}.{rank}" if rank else settings.metrics_file
