@@ -171,14 +171,71 @@ def test_every_choice_is_the_policys(
         return request
 
     monkeypatch.setattr(plugin.FairQueue, "peek_request", checked)
-
-    def sound(scheduled: Any) -> None:
-        tidy(scheduler.book)
-        scheduler.book.ordering.check()
-
-    drive(bare, seed, sound)
+    drive(bare, seed)
     assert chosen > 150
     assert preempted > 5
+
+
+@pytest.mark.parametrize("order", ["dlpm:quantum=500", "lpm"])
+def test_every_match_is_the_one_that_vllm_finds(settings: Settings, order: str) -> None:
+    settings(order=order)
+    bare = fair()
+    matches = 0
+
+    def sound(scheduled: Any) -> None:
+        nonlocal matches
+        book = bare.scheduler.book
+        tidy(book)
+        book.ordering.check()
+        for request in waiting(bare.scheduler):
+            tokens = book.entries[request.request_id].item.matched_tokens
+            assert tokens == matched(bare.scheduler, request)
+            matches += tokens > 0
+
+    drive(bare, 3, sound)
+    assert matches > 500
+
+
+def test_blocks_computed_twice_are_told_of_where_they_are_new(settings: Settings) -> None:
+    settings(order="dlpm:quantum=100")
+    bare = fair(max_num_seqs=1)
+    document = prompt(640, 0, 640, "d")
+    bare.send("short", "alice", document[:320], 1)
+    bare.run()
+    bare.send("waits", "alice", document, 1)
+    item = bare.scheduler.book.entries["waits"].item
+    assert item.matched_tokens == 320
+    # It computes all of its prompt, cached or not, and goes first: alice owes more than bob.
+    blind = new_request("blind", "bob", document[:448], 30)
+    blind.skip_reading_prefix_cache = True
+    bare.scheduler.add_request(blind)
+    assert bare.step().num_scheduled_tokens == {"blind": 448}
+    assert item.matched_tokens == 448
+
+
+def test_who_is_popped_is_who_was_seen(settings: Settings) -> None:
+    """What is allocated in between can make another one the better match."""
+    settings(order="lpm")
+    bare = fair(max_num_seqs=1)
+    first = prompt(384, 1)
+    bare.send("first", "alice", first, 2)
+    bare.send("longer", "alice", [*first, *prompt(64, 2)], 2)
+    assert bare.step().num_scheduled_tokens == {"first": 384}
+    assert bare.scheduler.running[0].request_id == "first"
+    assert bare.scheduler.waiting.peek_request().request_id == "longer"
+    bare.run()
+    assert bare.scheduler.book.figures.clients["alice"].cached_tokens == 384
+
+
+def test_who_leaves_while_its_prompt_is_computed_pays_for_that_much(settings: Settings) -> None:
+    settings(order="dlpm:quantum=10000")
+    bare = fair(max_num_batched_tokens=128)
+    bare.send("a", "alice", prompt(1000, 1), 5)
+    for steps in (1, 2, 3):
+        bare.step()
+        assert bare.scheduler.book.ordering.credit(0, "alice") == 10_000 - 1000, steps
+    bare.abort("a")
+    assert bare.scheduler.book.ordering.credit(0, "alice") == 10_000 - 3 * 128
 
 
 @FORMS
