@@ -121,7 +121,7 @@ class Bare:
         self._under_way.append((scheduled, self.output_of(scheduled)))
         idle = not scheduled.num_scheduled_tokens
         while len(self._under_way) >= self._depth or (idle and self._under_way):
-            self._end(*self._under_way.popleft())
+            self.end(*self._under_way.popleft())
         return scheduled
 
     def output_of(self, scheduled: Any) -> Any:
@@ -134,7 +134,8 @@ class Bare:
             sampled_token_ids=[[] if requests[n].is_prefill_chunk else [self._token(n)] for n in names],
         )
 
-    def _end(self, scheduled: Any, output: Any) -> None:
+    def end(self, scheduled: Any, output: Any) -> None:
+        """End a step with what a model gave for it."""
         for of_frontend in self.scheduler.update_from_output(scheduled, output).values():
             for one in of_frontend.outputs:
                 self.tokens.setdefault(one.request_id, []).extend(one.new_token_ids)

@@ -29,9 +29,11 @@ from tests.engines.servers import MODEL_FOLDER
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch warns of itself
     import torch
+    from vllm.pooling_params import PoolingParams
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, SlidingWindowSpec
+    from vllm.v1.outputs import DraftTokenIds
     from vllm.v1.request import RequestStatus
 
     from fairlead.plugins import vllm as plugin
@@ -463,17 +465,45 @@ def test_a_request_that_asks_not_to_read_the_cache_matches_nothing(settings: Set
     assert bare.scheduler.book.figures.clients["alice"].cached_tokens == 320
 
 
-def test_several_tokens_of_one_step_are_charged_one_by_one(settings: Settings) -> None:
-    """As speculative decoding gives them."""
+def test_drafted_tokens_are_charged_as_far_as_they_are_accepted(settings: Settings) -> None:
+    settings(order="dlpm:quantum=500")
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+    bare = fair(speculative_config=drafts)
+    scheduler = bare.scheduler
+    rng, accepted = random.Random(1), 0
+    for n in range(12):
+        bare.send(f"r{n}", f"client {n % 3}", prompt(300, n, 200, n % 3), 20)
+    while scheduler.has_unfinished_requests():
+        scheduled = scheduler.schedule()
+        output = bare.output_of(scheduled)
+        for n, name in enumerate(output.req_ids):
+            more = rng.randint(0, len(scheduled.scheduled_spec_decode_tokens.get(name, ())))
+            output.sampled_token_ids[n] += [7] * more
+            accepted += more
+        bare.end(scheduled, output)
+        drafted = [n for n, t in zip(output.req_ids, output.sampled_token_ids, strict=True) if t]
+        live = [name for name in drafted if name in scheduler.requests]
+        scheduler.update_draft_token_ids(DraftTokenIds(live, [[5, 6, 7] for _ in live]))
+    assert accepted > 50
+    for client, figures in scheduler.book.figures.clients.items():
+        assert figures.output_tokens == 4 * 20
+        service = COSTS.extend * figures.extend_tokens + COSTS.output * figures.output_tokens
+        assert (scheduler.book.ordering.credit(0, client) + service) % 500 == 0
+
+
+def test_a_pooling_request_pays_for_its_prompt(settings: Settings) -> None:
     settings(order="dlpm:quantum=500")
     bare = fair()
-    bare.send("a", "alice", prompt(64, 1), 7)
+    request = new_request("pool", "alice", prompt(100, 1), 1)
+    request.sampling_params, request.pooling_params = None, PoolingParams(task="embed")
+    bare.scheduler.add_request(request)
     scheduled = bare.scheduler.schedule()
     output = bare.output_of(scheduled)
-    output.sampled_token_ids = [[5, 6, 7]]
+    output.sampled_token_ids, output.pooler_output = [[]], [torch.zeros(4)]
     bare.scheduler.update_from_output(scheduled, output)
-    assert bare.scheduler.book.figures.clients["alice"].output_tokens == 3
-    assert bare.scheduler.book.ordering.credit(0, "alice") == 500 - 64 - 3 * COSTS.output
+    figures = bare.scheduler.book.figures.clients["default"]
+    assert (figures.extend_tokens, figures.output_tokens, figures.ended) == (100, 0, 1)
+    assert not bare.scheduler.book.entries
 
 
 def test_who_sent_a_request(settings: Settings) -> None:
