@@ -98,8 +98,8 @@ def counter(engine: Engine, name: str) -> float:
     raise AssertionError(f"no counter {name}")
 
 
-def measure(engine: Engine, seconds: float, order: str = "") -> Measured:
-    """Keep all requests open for so long, with ``order`` if the server can be told; wait for the last."""
+def measure(engine: Engine, enough: int, order: str = "") -> Measured:
+    """Keep all requests open until there are ``enough`` answers; wait for the rest. ``order`` is told first."""
     client = engine.client()
     if order:
         tell = {"vllm_xargs": {"client_id": TELLS + order}}
@@ -109,7 +109,7 @@ def measure(engine: Engine, seconds: float, order: str = "") -> Measured:
     began = time.monotonic()
 
     def keep_asking(name: str, numbers: Iterator[int]) -> None:
-        while time.monotonic() < began + seconds:
+        while len(answers) < enough:
             answers.append(ask(client, name, next(numbers)))
 
     threads = []
