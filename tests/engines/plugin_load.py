@@ -99,7 +99,7 @@ def counter(engine: Engine, name: str) -> float:
 
 
 def measure(engine: Engine, enough: int, order: str = "") -> Measured:
-    """Keep all requests open until there are ``enough`` answers; wait for the rest. ``order`` is told first."""
+    """Keep all requests open until there are ``enough`` answers, then wait for the rest. Tells ``order``."""
     client = engine.client()
     if order:
         tell = {"vllm_xargs": {"client_id": TELLS + order}}
