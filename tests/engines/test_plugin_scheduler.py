@@ -29,6 +29,7 @@ from tests.engines.servers import MODEL_FOLDER
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch warns of itself
     import torch
+    from vllm.lora.request import LoRARequest
     from vllm.pooling_params import PoolingParams
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -463,6 +464,32 @@ def test_a_request_that_asks_not_to_read_the_cache_matches_nothing(settings: Set
     assert bare.scheduler.waiting.peek_request().request_id == "sees"
     bare.run()
     assert bare.scheduler.book.figures.clients["alice"].cached_tokens == 320
+
+
+@FORMS
+@pytest.mark.parametrize("order", ["dlpm:quantum=500", "vtc", "fcfs"])
+def test_who_waits_for_an_adapters_slot_is_passed_over(settings: Settings, order: str, ahead: bool) -> None:
+    settings(order=order)
+    options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8}
+    runs = [fair(ahead=ahead, **options), stock(ahead=ahead, **options)]
+    steps: list[list[Any]] = [[], []]
+    for bare, found in zip(runs, steps, strict=True):
+        for n in range(40):
+            adapter = LoRARequest(f"adapter {n % 3}", n % 3 + 1, "/nowhere")
+            client = f"client {n % 3}"
+            request = new_request(f"r{n}", client, prompt(100, n), 10 + n, lora_request=adapter)
+            bare.scheduler.add_request(request)
+        while bare.scheduler.has_unfinished_requests():
+            found.append(dict(bare.step().num_scheduled_tokens))
+            assert len({int(name[1:]) % 3 for name in found[-1]}) <= 1
+            if bare is runs[0]:
+                bare.scheduler.book.ordering.check()
+        assert {name: len(tokens) for name, tokens in bare.tokens.items()} == {
+            f"r{n}": 10 + n for n in range(40)
+        }
+    if order == "fcfs":
+        assert steps[0] == steps[1]
+    assert not runs[0].scheduler.book.entries
 
 
 def test_drafted_tokens_are_charged_as_far_as_they_are_accepted(settings: Settings) -> None:
