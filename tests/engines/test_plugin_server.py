@@ -28,7 +28,7 @@ KV_BLOCKS = 150
 """Four prompts of 704 tokens take 92 at most; the twelve documents would take 240."""
 QUANTUM = 1000
 ORDERS = ("fcfs", "lpm", "vtc", f"dlpm:quantum={QUANTUM}")
-ANSWERS = int(os.environ.get("ANSWERS_A_RUN", "80"))
+ANSWERS = int(os.environ.get("ANSWERS_A_RUN", "60"))
 """After so many answers a run sends nothing more; what is open then is answered too."""
 LIMITS = {
     "--model": str(MEDIUM),

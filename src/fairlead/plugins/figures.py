@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fairlead.core.model import ClientId, Costs
 from fairlead.core.ordering.base import Ordering
-from fairlead.plugins.settings import PluginSettings
+from fairlead.plugins.settings import PluginSettings, SettingsError
 
 KEPT_CLIENTS = 10_000
 """Clients with figures in memory; beyond it those without a request in the engine are added up."""
@@ -112,7 +112,10 @@ class Figures:
 
 
 class FiguresFile:
-    """A thread that writes the figures now and then, until ``close``."""
+    """A thread that writes the figures now and then, until ``close``.
+
+    Raises ``SettingsError`` if the file cannot be written to begin with.
+    """
 
     def __init__(self, path: str, figures: Figures, ordering: Ordering, settings: PluginSettings) -> None:
         self._path = Path(path)
@@ -120,7 +123,10 @@ class FiguresFile:
         self._ordering = ordering
         self._settings = settings
         self._closed = threading.Event()
-        self.write()  # a path that cannot be written ends the engine's start, not its work
+        try:
+            self.write()
+        except OSError as error:  # better now than every second
+            raise SettingsError(f"setting 'metrics_file': cannot write {path}: {error.strerror}") from None
         self._thread = threading.Thread(target=self._run, name="fairlead-figures", daemon=True)
         self._thread.start()
 
