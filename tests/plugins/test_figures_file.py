@@ -34,7 +34,7 @@ def test_it_is_written_at_once_now_and_then_and_at_the_end(tmp_path: Path) -> No
 
 
 def test_a_path_that_cannot_be_written_ends_the_start(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="'metrics_file': cannot write .*nowhere"):
+    with pytest.raises(SettingsError, match=r"'metrics_file': cannot write .*nowhere"):
         file_in(tmp_path / "nowhere", 1.0)
 
 
