@@ -25,6 +25,8 @@ PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements" / "engines.lock"
 WANTED = ROOT / "requirements" / "engines.in"
 MODEL = VENV / "models" / "tiny"
+NEXT_VLLM = "0.33.0"
+NEXT_FOLDER = VENV / f"vllm-{NEXT_VLLM}"
 MAKE_MODEL = ROOT / "scripts" / "make_tiny_model.py"
 # Where pip finds torch's CPU build if not on its configured indexes. Set it on machines whose indexes
 # only have the CUDA build.
@@ -102,6 +104,15 @@ def install_fairlead() -> None:
     )
 
 
+def install_next_vllm() -> None:
+    """Put the Python part of a later vLLM aside: its scheduler runs with the packages of the other one."""
+    shutil.rmtree(NEXT_FOLDER, ignore_errors=True)
+    options = ["install", "--no-compile", "--no-deps", f"vllm=={NEXT_VLLM}"]
+    pip(*options, "--target", NEXT_FOLDER, remedy="If the network broke off, run it again.")
+    for binary in NEXT_FOLDER.rglob("*.so"):
+        binary.unlink()
+
+
 def compile_packages() -> None:
     """Compile all modules now, on all cores: an engine then starts in a third of the time."""
     packages = next((VENV / "lib").glob("python3*")) / "site-packages"
@@ -130,6 +141,7 @@ STEPS: list[Step] = [
     ("torch, CPU build (200 MB)", install_torch, [LOCK]),
     ("vLLM, CPU build, and the tests' clients (1.2 GB)", install_packages, [LOCK]),
     ("fairlead", install_fairlead, [ROOT / "pyproject.toml"]),
+    (f"vLLM {NEXT_VLLM}, its scheduler (340 MB)", install_next_vllm, [NEXT_VLLM]),
     ("bytecode", compile_packages, [LOCK]),
     ("tiny model", make_model, [MAKE_MODEL]),
 ]

@@ -12,6 +12,7 @@ ALLOWED = {
     "http": {"http"},
     "engine": {"core", "http", "engine"},
     "gateway": {"core", "http", "engine", "gateway", "config", "trace"},
+    "plugins": {"core", "plugins"},
     "trace": {"core", "trace"},
     "report": {"core", "report"},
     "replay": {"core", "http", "trace", "report", "replay"},
