@@ -107,11 +107,12 @@ class NaiveDlpm:
             return choose(positive, fits, self.skip)
         return self.least_indebted(number, items, fits)
 
-    def rank(self, queue: NaiveQueue, item: Waiting) -> int:
+    def rank(self, queue: NaiveQueue, item: Waiting) -> tuple[int, int]:
         if self.ageing is None:
-            return -queue.tokens(item)
+            return (-queue.tokens(item), 0)
         request = item.request
-        return request.prompt_tokens - queue.tokens(item) + request.arrived_us * self.ageing // 1_000_000
+        size = request.prompt_tokens + request.arrived_us * self.ageing // 1_000_000
+        return (-queue.tokens(item), size)
 
     def least_indebted(self, number: int, items: list[Waiting], fits: Fits) -> Waiting | None:
         clients = {item.client for item in items}

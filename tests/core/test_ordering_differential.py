@@ -24,12 +24,12 @@ PARAMS_DLPM = [
         "on_no_fit": on_no_fit,
         "quantum": quantum,
         "debt_limit": limit,
-        "first": first,
+        "ties": ties,
         "ageing": ageing,
     }
     for scope, quantum, limit in (("worker", 7, 32), ("fleet", 1, 4), ("fleet", 20, 2), ("fleet", 40, 32))
     for on_no_fit in ("stop", "skip")
-    for first, ageing in (("match", 200), ("short", 3))
+    for ties, ageing in (("arrival", 200), ("short", 3))
 ]
 OPS = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 2**20)), min_size=20, max_size=150)
 
@@ -255,7 +255,7 @@ def test_dlpm_equals_the_literal_algorithm(params: dict[str, object], ops, exten
         fleet=params["scope"] == "fleet",
         skip=params["on_no_fit"] == "skip",
         debt_limit=params["debt_limit"],
-        ageing=params["ageing"] if params["first"] == "short" else None,
+        ageing=params["ageing"] if params["ties"] == "short" else None,
     )
     DlpmWorld(make_ordering("dlpm", params, OrderingContext(costs)), costs, naive).run(ops)
 

@@ -16,6 +16,10 @@ from fairlead.core.params import Param
 _Entry = tuple[int, int, ClientId]
 
 
+_TIE_BITS = 40
+"""Room for what breaks ties below a match: prompts, and ageing over decades."""
+
+
 class Lane(ItemHeap):
     """One client's waiting requests in one queue."""
 
@@ -51,7 +55,7 @@ class DlpmQueue:
     ) -> None:
         self._number = number
         self._ageing = ageing
-        """Tokens a second, where the shortest prefill goes first; None where the longest match does."""
+        """Tokens a second, where of equal matches the shorter prompt goes first; None: the older request."""
         self._deficits = deficits
         self._skip = skip
         self._debt_limit = debt_limit
@@ -133,7 +137,7 @@ class DlpmQueue:
         request = item.request
         # Everybody ages alike, so the time of arrival says it once and for all.
         aged = request.arrived_us * self._ageing // 1_000_000
-        return item.matched_tokens - request.prompt_tokens - aged
+        return (item.matched_tokens << _TIE_BITS) - request.prompt_tokens - aged
 
     def _list(self, lane: Lane, rank: Rank) -> None:
         """Give the lane a new entry, in the round in which its client has credit."""
@@ -294,14 +298,14 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
     not, it serves its least indebted client meanwhile: who would have credit after the fewest rounds,
     longest match first among equals.
 
-    With ``first=short`` the request with the fewest tokens to compute goes first among clients with credit,
-    instead of the one with the longest match: mean waiting times fall, as with any shortest-first rule.
-    ``ageing`` keeps a client's long requests from starving: one that has waited a second longer may be so
-    many tokens longer.
+    With ``ties=short`` equal matches, most often none at all, go by the tokens to compute instead of by
+    arrival: mean waiting times fall, as with any shortest-first rule, and what is cached is used as before.
+    ``ageing`` keeps long requests from starving: one that has waited a second longer may be so many tokens
+    longer.
     """
 
     name: ClassVar[str] = "dlpm"
-    source: ClassVar[str] = "arXiv 2501.14312, algorithm 1; scope=fleet, moves and first=short are ours"
+    source: ClassVar[str] = "arXiv 2501.14312, algorithm 1; scope=fleet, moves and ties=short are ours"
     summary: ClassVar[str] = (
         "Longest cached prefix first among clients with credit, refilled in equal rounds."
     )
@@ -333,12 +337,12 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
             " credit from another's queue, once that waited longer than computing what is cached there takes",
         ),
         Param(
-            "first",
-            "match",
-            "among clients with credit: the longest match (the paper's), or the fewest tokens to compute",
-            choices=("match", "short"),
+            "ties",
+            "arrival",
+            "who goes first of equal matches: who came first, or the shortest prompt",
+            choices=("arrival", "short"),
         ),
-        Param("ageing", 200, "first=short: tokens that a second of waiting makes up for", low=0),
+        Param("ageing", 200, "ties=short: tokens that a second of waiting makes up for", low=0),
     )
     uses_match: ClassVar[bool] = True
     in_turns: ClassVar[bool] = True
@@ -351,7 +355,7 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
         on_no_fit: str = "stop",
         debt_limit: int = 32,
         moves: bool = True,
-        first: str = "match",
+        ties: str = "arrival",
         ageing: int = 200,
     ) -> None:
         super().__init__(
@@ -361,7 +365,7 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
             skips=on_no_fit == "skip",
         )
         self._debt_limit = debt_limit
-        self._ageing = ageing if first == "short" else None
+        self._ageing = ageing if ties == "short" else None
         self.moves = moves and scope == "fleet"
         # Where requests move, a worker with nothing queued has others to ask before it serves a debtor.
         self._pass_limit = 0 if self.moves else debt_limit

@@ -31,7 +31,7 @@ class Contender(NamedTuple):
         return self._replace(label=f"{self.label}, gateway", topology=GATEWAY)
 
 
-OURS = Contender("ours", "dlpm:first=short", "marginal", GATEWAY)
+OURS = Contender("ours", "dlpm:ties=short", "marginal", GATEWAY)
 
 FCFS = Contender("FCFS", "fcfs", "round_robin")
 LPM = Contender("LPM", "lpm", "round_robin")
