@@ -16,7 +16,7 @@ ALLOWED = {
     "trace": {"core", "trace"},
     "report": {"core", "report"},
     "replay": {"core", "http", "trace", "report", "replay"},
-    "simulate": {"core", "engine", "trace", "report", "simulate", "policies"},
+    "simulate": {"core", "engine", "trace", "report", "simulate", "policies", "native"},
 }
 
 
