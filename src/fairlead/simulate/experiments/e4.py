@@ -257,18 +257,18 @@ E4 = Experiment(
     " times below the best D2LPM and 10 times below LMetric and Preble, at no less throughput; on 8 workers a"
     " worst service gap of at most 45% of independent DLPM's; nowhere clearly worse than both papers.",
     why="Three things make the difference, and each was tried alone. Placement: the marginal cost does not"
-    " multiply what waits by the batch, so it stays with warm workers longer than LMetric. Order: among"
-    " clients with credit the shortest goes first, which at a load where requests queue is most of the"
-    " gain in the mean; long ones age, so that the tail is no worse than LMetric's. Fairness: one deficit"
-    " for the whole fleet, and a worker that has nobody with credit fetches one from another's queue, so"
-    " that an attacker's backlog stands in nobody's way. In the papers' set-ups each engine keeps deficits"
-    " of its own, and a victim waits wherever its worker has none to serve but the attacker. Recorded"
-    " traces are run with all their requests and other arrival times for each seed; the bursts that this"
-    " draws make several seconds of queue at 95% of a maximum that is a mean. Where nothing queues (trees,"
-    " chats, judges) there is nothing to reorder, and all good policies are level. The few percent that"
-    " ours loses in tails there may come from the gateway's holding requests until a worker has room for"
-    " their prefill. On 16 workers (E3) it is 19% below LMetric on coding agents instead of a third: the"
-    " more workers, the more of them are idle.",
+    " multiply what waits by the batch, so it stays with warm workers longer than LMetric. Order: the"
+    " longest match goes first, as in DLPM, and of equal matches, most often none, the shortest prompt,"
+    " which where requests queue halves the mean; long ones age. Fairness: one deficit for the whole"
+    " fleet, and a worker that has nobody with credit fetches one from another's queue, so that an"
+    " attacker's backlog stands in nobody's way. In the papers' set-ups each engine keeps deficits of its"
+    " own, and a victim waits wherever its worker has none to serve but the attacker. Recorded traces are"
+    " run with all their requests and other arrival times for each seed; the bursts that this draws make"
+    " several seconds of queue at 95% of a maximum that is a mean. Where nothing queues (trees, chats,"
+    " judges) there is nothing to reorder, and all good policies are level. The few percent that ours"
+    " loses in tails there may come from the gateway's holding requests until a worker has room for their"
+    " prefill. On 16 workers (E3) it is 19% below LMetric on coding agents instead of a third: the more"
+    " workers, the more of them are idle.",
     stages=(tuning, everything, shared),
     seen=seen,
     tables=tables,
