@@ -106,4 +106,4 @@ def test_variables_of_other_commands_are_no_options():
     assert parse(environ=environ) == parse()
     sources = Path(fairlead.__file__).parent.rglob("*.py")
     read = {name for path in sources for name in re.findall(r'"FAIRLEAD_([A-Z_]+)"', path.read_text())}
-    assert read <= OTHERS
+    assert {name for name in read if not name.startswith("PLUGIN_")} <= OTHERS
