@@ -95,7 +95,7 @@ async def talk(port: int, *parts: bytes, eof: bool = False, pause: float = 0.02)
                 got += data
         return got
     finally:
-        # Not wait_closed(): of a connection that the server has reset, uvloop may never say that it is closed.
+        # Not wait_closed(): of a connection that the server has reset, uvloop may never say so.
         writer.transport.abort()
 
 
