@@ -36,7 +36,7 @@ least recently used.
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
@@ -47,6 +47,7 @@ from fairlead.engine.kv import KVPool, Run
 from fairlead.engine.profiles import Profile
 from fairlead.engine.steptime import PS_PER_US, Work
 
+DecodedEach = Callable[[int, Mapping[ClientId, int], int], None]
 TICK_US = 1_000_000
 """How often the ordering is told of the time, to forget idle clients."""
 
@@ -283,6 +284,8 @@ class Engine:
         self._check_limits(watermark)
         self.ordering = ordering or make_ordering("fcfs", {}, OrderingContext())
         self._queue = self.ordering.make_queue(0, self.pool.match)
+        self._decoded_each: DecodedEach | None = getattr(self.ordering, "decoded_each", None)
+        """``decoded`` for several clients at once, if it has that: number, sequences, tokens of each."""
         self._watermark = int(watermark * self.pool.blocks)
         self._sequences: dict[RequestId, _Sequence] = {}
         self._preempted: deque[_Sequence] = deque()
@@ -580,8 +583,11 @@ class Engine:
     def _decode(self, step: StepResult, steps: int) -> None:
         """Let every decoding sequence compute a token in each step; end those that the last one ends."""
         self._context += len(self._decodes) * steps
-        for client, count in self._decoding_clients.items():
-            self.ordering.decoded(0, client, count * steps)
+        if self._decoded_each is not None:
+            self._decoded_each(0, self._decoding_clients, steps)
+        else:
+            for client, count in self._decoding_clients.items():
+                self.ordering.decoded(0, client, count * steps)
         self._number += steps
         number, ends = self._number, self._ends
         while ends and ends[0][0] <= number:

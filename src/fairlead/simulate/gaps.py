@@ -13,10 +13,21 @@ SPARSE_US = 100_000
 """With more of them, only every so often."""
 
 
+class _Pair:
+    """Two clients that are backlogged, and between what their difference was since both are."""
+
+    __slots__ = ("high", "low", "one", "other")
+
+    def __init__(self, one: int, other: int, difference: float) -> None:
+        self.one = one
+        self.other = other
+        self.low = self.high = difference
+
+
 class GapTracker:
     """``service`` is W_i / w_i, kept by the caller; clients are indices into it."""
 
-    __slots__ = ("_active", "_next", "_ranges", "_waiting", "pair", "service", "worst")
+    __slots__ = ("_active", "_next", "_pairs", "_waiting", "pair", "service", "worst")
 
     def __init__(self, service: Sequence[float]) -> None:
         self.service = service
@@ -24,8 +35,7 @@ class GapTracker:
         self.pair = (-1, -1)
         self._waiting = [0] * len(service)
         self._active: list[int] = []
-        self._ranges: dict[tuple[int, int], list[float]] = {}
-        """Lowest and highest difference of a pair since both are backlogged."""
+        self._pairs: list[_Pair] = []
         self._next = 0
 
     def waits(self, client: int) -> None:
@@ -35,8 +45,10 @@ class GapTracker:
             service = self.service
             mine = service[client]
             for other in self._active:
-                difference = mine - service[other] if client < other else service[other] - mine
-                self._ranges[(client, other) if client < other else (other, client)] = [difference] * 2
+                if client < other:
+                    self._pairs.append(_Pair(client, other, mine - service[other]))
+                else:
+                    self._pairs.append(_Pair(other, client, service[other] - mine))
             self._active.append(client)
 
     def goes(self, client: int) -> None:
@@ -46,8 +58,8 @@ class GapTracker:
             if len(self._active) > 1:
                 self._look()
             self._active.remove(client)
-            for other in self._active:
-                del self._ranges[(client, other) if client < other else (other, client)]
+            if self._pairs:
+                self._pairs = [p for p in self._pairs if client not in (p.one, p.other)]
 
     def waiting(self, client: int) -> int:
         """Return how many of its requests wait."""
@@ -62,14 +74,14 @@ class GapTracker:
 
     def _look(self) -> None:
         service = self.service
-        for pair, ends in self._ranges.items():
-            difference = service[pair[0]] - service[pair[1]]
-            if difference < ends[0]:
-                ends[0] = difference
-            elif difference > ends[1]:
-                ends[1] = difference
+        for pair in self._pairs:
+            difference = service[pair.one] - service[pair.other]
+            if difference < pair.low:
+                pair.low = difference
+            elif difference > pair.high:
+                pair.high = difference
             else:
                 continue
-            if ends[1] - ends[0] > self.worst:
-                self.worst = ends[1] - ends[0]
-                self.pair = pair
+            if pair.high - pair.low > self.worst:
+                self.worst = pair.high - pair.low
+                self.pair = (pair.one, pair.other)
