@@ -37,7 +37,8 @@ test-fast: fast ## compiled code gives what the sources give, and passes their t
 
 test-engines: | $(BIN)/python ## the suite on two real vLLM servers, in .venv-engines (about 4 GB, minutes)
 	@$(PYTHON) scripts/setup_engines.py
-	$(VENV)-engines/bin/python -m pytest --override-ini addopts="-q --strict-markers" --confcutdir=tests/engines tests/engines $(ARGS)
+	FAIRLEAD_PURE=1 $(VENV)-engines/bin/python -m pytest --override-ini addopts="-q --strict-markers" \
+	  --confcutdir=tests/engines tests/engines $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy, strict
 	$(BIN)/ruff check .
