@@ -185,17 +185,22 @@ def victims_of_a_flood(engines: list[Engine], order: str, policy: str) -> list[f
 
 
 def test_a_flooding_client_does_not_delay_the_others(engines: list[Engine]) -> None:
-    """The same load in order of arrival and by DLPM; ratios, so that the machine's speed does not matter."""
+    """The same load in order of arrival and by DLPM; ratios, so that the machine's speed does not matter.
+
+    Means and upper quartiles: who comes before the flood has filled the queue waits for nobody in any order,
+    and how many those are does depend on the machine.
+    """
     unfair = victims_of_a_flood(engines, "fcfs", "round_robin")
     fair = victims_of_a_flood(engines, "dlpm", "marginal")
     paper = victims_of_a_flood(engines, "dlpm:scope=worker", "d2lpm")
-    quartiles = {}
+    mean, upper_quartile = {}, {}
     for name, times in {"fcfs": unfair, "fleet": fair, "paper": paper}.items():
-        quartiles[name] = _, median, upper = statistics.quantiles(times, n=4)
+        _, median, upper = statistics.quantiles(times, n=4)
+        mean[name], upper_quartile[name] = statistics.fmean(times), upper
         print(f"{name}: TTFT p50 {median:.3f} s, p75 {upper:.3f} s, worst {max(times):.3f} s")
-    assert quartiles["fleet"][1] < 0.4 * quartiles["fcfs"][1]
-    assert quartiles["fleet"][2] < 0.5 * quartiles["fcfs"][2]
-    assert quartiles["paper"][1] < 0.6 * quartiles["fcfs"][1]
+    assert mean["fleet"] < 0.5 * mean["fcfs"]
+    assert upper_quartile["fleet"] < 0.5 * upper_quartile["fcfs"]
+    assert mean["paper"] < 0.7 * mean["fcfs"]
 
 
 # ---------------------------------------------------------------------- failure
