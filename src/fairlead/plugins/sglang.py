@@ -79,7 +79,7 @@ class UnsupportedError(RuntimeError):
 
 def _seed(extra_key: object, cache_salt: object) -> int:
     """Return what the keys of a namespace of the cache start from."""
-    return xxhash.xxh3_64_intdigest(repr((extra_key, cache_salt or None)))
+    return xxhash.xxh3_64_intdigest(repr((extra_key, cache_salt or None)).encode())
 
 
 class PromptKeys(Sequence[BlockKey]):
