@@ -11,13 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from sglang.srt.environ import envs
+from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.batch_result_processor import SchedulerBatchResultProcessor
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
@@ -183,8 +182,6 @@ class Bare:
         )
         made.__dict__.update(options)
         made.init_schedule_policy()
-        tracker = made.new_token_ratio_tracker
-        tracker.min = tracker.current = 0.0  # nothing is held back for outputs: requests get retracted
         made.batch_result_processor = SchedulerBatchResultProcessor(
             is_generation=True,
             disaggregation_mode=DisaggregationMode.NULL,
@@ -242,6 +239,7 @@ class Bare:
         """Do what SGLang's event loops do once. Return the batch."""
         made = self.scheduler
         made.forward_ct += 1
+        made.new_token_ratio_tracker.current = 0.0  # nothing is held back for outputs: requests get retracted
         plan = made.get_next_batch_to_run(running_batch=made.running_batch, last_batch=made.last_batch)
         made.running_batch, batch = plan.running_batch, plan.batch_to_run
         if batch is not None:

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import sys
 import tomllib
-
 from collections.abc import Callable
 from pathlib import Path
 

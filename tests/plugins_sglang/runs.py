@@ -1,7 +1,7 @@
 """Random runs, and what is counted of them."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.plugins_sglang.bare_sglang import VOCABULARY, Bare
@@ -15,7 +15,13 @@ def prompt(length: int, own: object, shared: int = 0, document: object = None) -
     return common + random.Random(f"own {own}").choices(range(VOCABULARY), k=length - shared)
 
 
-def drive(bare: Bare, seed: int, seen: Seen = lambda batch: None, requests: int = 260) -> None:
+def drive(
+    bare: Bare,
+    seed: int,
+    seen: Seen = lambda batch: None,
+    requests: int = 260,
+    outputs: Sequence[int] = (1, 2, 30, 180),
+) -> None:
     """Send and abort at random; three clients over documents that the cache cannot all hold.
 
     ``seen`` is told of the batch of each step.
@@ -26,9 +32,7 @@ def drive(bare: Bare, seed: int, seen: Seen = lambda batch: None, requests: int 
             name, client = f"r{sent}.", rng.choice(("alice", "bob", "mallory", "mallory"))
             shared = rng.choice((0, 96, 320, 608))
             length = shared + rng.choice((1, 31, 32, 33, 64, 200))
-            bare.send(
-                name, client, prompt(length, name, shared, rng.randrange(6)), rng.choice((1, 2, 30, 180))
-            )
+            bare.send(name, client, prompt(length, name, shared, rng.randrange(6)), rng.choice(outputs))
             names.append(name)
             sent += 1
         if names and rng.random() < 0.08:

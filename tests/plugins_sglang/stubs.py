@@ -37,7 +37,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: object = None, target: object = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname.split(".")[0] not in PACKAGES:
+        if fullname.split(".", maxsplit=1)[0] not in PACKAGES:
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
@@ -49,7 +49,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Put the stand-ins where ``import`` finds them; transformers must have looked for the real ones before."""
+    """Put the stand-ins where ``import`` finds them, once transformers has looked for the real ones."""
     import transformers.image_utils  # noqa: F401
 
     sys.meta_path.insert(0, Finder())

@@ -164,7 +164,7 @@ class Turns:
         ordering = plugin_ordering(settings)
         self.book = Book(ordering, self._matched, Figures())
         page = self._cache.page_size
-        self.block_tokens = page * -(-BLOCK_TOKENS // page)
+        self.block_tokens: int = page * -(-BLOCK_TOKENS // page)
         self.known: dict[str, Known] = {}
         self._by_number: dict[int, Known] = {}
         """Requests that never ran, by the core's number."""
