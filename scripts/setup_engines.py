@@ -1,4 +1,4 @@
-"""Set up .venv-engines: a real vLLM on the CPU, the tests' clients, and a tiny model to serve.
+"""Set up .venv-engines: a real vLLM on the CPU, the tests' clients, a tiny model to serve, and SGLang.
 
 usage: setup_engines.py [--lock]
 
@@ -27,6 +27,10 @@ WANTED = ROOT / "requirements" / "engines.in"
 MODEL = VENV / "models" / "tiny"
 NEXT_VLLM = "0.33.0"
 NEXT_FOLDER = VENV / f"vllm-{NEXT_VLLM}"
+SGLANG = "0.5.23"
+SGLANG_FOLDER = VENV / f"sglang-{SGLANG}"
+# What its scheduler imports besides and vLLM does not bring.
+SGLANG_NEEDS = ("gguf==0.19.0", "ipython==9.18.1", "orjson==3.13.0", "traitlets==5.16.1")
 MAKE_MODEL = ROOT / "scripts" / "make_tiny_model.py"
 # Where pip finds torch's CPU build if not on its configured indexes. Set it on machines whose indexes
 # only have the CUDA build.
@@ -113,6 +117,13 @@ def install_next_vllm() -> None:
         binary.unlink()
 
 
+def install_sglang() -> None:
+    """Put SGLang aside: there is no build of its server for CPUs, but its scheduler runs."""
+    shutil.rmtree(SGLANG_FOLDER, ignore_errors=True)
+    options = ["install", "--no-compile", "--no-deps", f"sglang=={SGLANG}", *SGLANG_NEEDS]
+    pip(*options, "--target", SGLANG_FOLDER, remedy="If the network broke off, run it again.")
+
+
 def compile_packages() -> None:
     """Compile all modules now, on all cores: an engine then starts in a third of the time."""
     packages = next((VENV / "lib").glob("python3*")) / "site-packages"
@@ -144,6 +155,7 @@ STEPS: list[Step] = [
     (f"vLLM {NEXT_VLLM}, its scheduler (340 MB)", install_next_vllm, [NEXT_VLLM]),
     ("bytecode", compile_packages, [LOCK]),
     ("tiny model", make_model, [MAKE_MODEL]),
+    (f"SGLang {SGLANG}, its scheduler (140 MB)", install_sglang, [SGLANG, *SGLANG_NEEDS]),
 ]
 
 
