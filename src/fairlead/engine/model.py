@@ -36,9 +36,9 @@ least recently used.
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from fairlead.core.model import BlockKey, ClientId, Request, RequestId
 from fairlead.core.ordering import OrderingContext, make_ordering
@@ -47,7 +47,6 @@ from fairlead.engine.kv import KVPool, Run
 from fairlead.engine.profiles import Profile
 from fairlead.engine.steptime import PS_PER_US, Work
 
-DecodedEach = Callable[[int, Mapping[ClientId, int], int], None]
 TICK_US = 1_000_000
 """How often the ordering is told of the time, to forget idle clients."""
 
@@ -175,6 +174,16 @@ _NO_ADMISSIONS: Final[list[Admission]] = []
 _NO_STORED: Final[list[Stored]] = []
 _NO_SEQUENCES: Final[list[_Sequence]] = []
 
+T = TypeVar("T")
+
+
+def _with(items: list[T], item: T) -> list[T]:
+    """Add to a step's list; the first item begins one in place of the shared empty one."""
+    if items:
+        items.append(item)
+        return items
+    return [item]
+
 
 class StepResult:
     """What happened in one step, or in several that only decode.
@@ -284,8 +293,6 @@ class Engine:
         self._check_limits(watermark)
         self.ordering = ordering or make_ordering("fcfs", {}, OrderingContext())
         self._queue = self.ordering.make_queue(0, self.pool.match)
-        self._decoded_each: DecodedEach | None = getattr(self.ordering, "decoded_each", None)
-        """``decoded`` for several clients at once, if it has that: number, sequences, tokens of each."""
         self._watermark = int(watermark * self.pool.blocks)
         self._sequences: dict[RequestId, _Sequence] = {}
         self._preempted: deque[_Sequence] = deque()
@@ -575,19 +582,13 @@ class Engine:
         seq.state = _PREEMPTED
         self._preempted.appendleft(seq)
         self._preemptions += 1
-        if step.preempted:
-            step.preempted.append(seq.rid)
-        else:
-            step.preempted = [seq.rid]
+        step.preempted = _with(step.preempted, seq.rid)
 
     def _decode(self, step: StepResult, steps: int) -> None:
         """Let every decoding sequence compute a token in each step; end those that the last one ends."""
         self._context += len(self._decodes) * steps
-        if self._decoded_each is not None:
-            self._decoded_each(0, self._decoding_clients, steps)
-        else:
-            for client, count in self._decoding_clients.items():
-                self.ordering.decoded(0, client, count * steps)
+        for client, count in self._decoding_clients.items():
+            self.ordering.decoded(0, client, count * steps)
         self._number += steps
         number, ends = self._number, self._ends
         while ends and ends[0][0] <= number:
@@ -644,18 +645,12 @@ class Engine:
         seq.computed += chunk
         self._publish(seq, step)
         if seq.computed == seq.goal:
-            if step.ready:
-                step.ready.append(seq)
-            else:
-                step.ready = [seq]
+            step.ready = _with(step.ready, seq)
 
     def _first_token(self, seq: _Sequence, step: StepResult) -> None:
         """Emit the token that the end of a prefill gives, and let the sequence decode."""
         if not seq.output:
-            if step.first:
-                step.first.append(seq.rid)
-            else:
-                step.first = [seq.rid]
+            step.first = _with(step.first, seq.rid)
         seq.output += 1
         self.ordering.decoded(0, seq.client, 1)
         if seq.output == seq.output_tokens:
@@ -730,10 +725,7 @@ class Engine:
         seq.admitted = self._admissions
         self._batch[seq.rid] = self._prefills[seq.rid] = seq
         admission = Admission(seq.rid, cached, seq.goal - cached, resumed)
-        if step.admitted:
-            step.admitted.append(admission)
-        else:
-            step.admitted = [admission]
+        step.admitted = _with(step.admitted, admission)
         self._prefill(seq, step)
 
     # Blocks, and leaving the batch
@@ -768,10 +760,7 @@ class Engine:
             self._queue.cache_stored(new)
         before = chain[first - 1] if first else seq.chain[base - 1] if base else None
         stored = Stored(seq.rid, base + first, new, before)
-        if step.stored:
-            step.stored.append(stored)
-        else:
-            step.stored = [stored]
+        step.stored = _with(step.stored, stored)
 
     def _leave_batch(self, seq: _Sequence) -> None:
         """Take a sequence out of the batch and give back its blocks; ``computed`` stays as a record."""
@@ -796,10 +785,7 @@ class Engine:
 
     def _finish(self, seq: _Sequence, step: StepResult) -> None:
         del self._sequences[seq.rid]
-        if step.finished:
-            step.finished.append(seq.rid)
-        else:
-            step.finished = [seq.rid]
+        step.finished = _with(step.finished, seq.rid)
         self._stop(seq)
         # The next step was scheduled before; it misses place and blocks only if it has a use for them.
         if self._ahead and (self._preempted or len(self._queue) or self.pool.available < len(self._batch)):

@@ -1,6 +1,6 @@
 """Measures what engines really do for each client, by standing between them and their ordering."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import cast
 
 from fairlead.core.model import ClientId, Costs
@@ -66,18 +66,6 @@ class Metered:
         meter.weighted[i] += units / meter.weights[i]
         if not self._free:
             self._ordering.decoded(number, client, tokens)
-
-    def decoded_each(self, number: int, sequences: Mapping[ClientId, int], tokens: int) -> None:
-        """Count so many output tokens of each of the clients' sequences."""
-        meter = self._meter
-        index, service, weighted, weights = meter.index, meter.service, meter.weighted, meter.weights
-        units = self._output * tokens
-        for client, count in sequences.items():
-            i = index[client]
-            service[i] += units * count
-            weighted[i] += units * count / weights[i]
-            if not self._free:
-                self._ordering.decoded(number, client, tokens * count)
 
     def corrected(self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int) -> None:
         """Count what prompt work differs by."""
