@@ -172,7 +172,7 @@ class HolderTree:
             parent.children[child.keys[0]] = child
 
 
-def common(run: Keys, keys: Sequence[BlockKey], at: int) -> int:
+def common(run: Sequence[BlockKey], keys: Sequence[BlockKey], at: int) -> int:
     """Return how many blocks of ``run`` and of ``keys`` from ``at`` on are the same; the first are."""
     low, high = 1, min(len(run), len(keys) - at) + 1
     while high - low > 1:

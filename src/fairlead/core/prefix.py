@@ -11,7 +11,8 @@ from itertools import pairwise
 from fairlead.core.holders import HolderTree, Run, Step
 from fairlead.core.masks import BlockMasks
 from fairlead.core.model import BlockKey
-from fairlead.core.prefix_tree import Claim, Segment, SlotTree, State
+from fairlead.core.prefix_tree import Claim, SlotTree, State
+from fairlead.core.ring import Linked
 
 Notice = Callable[[int, Sequence[BlockKey]], None]
 """``notice(slot, keys)``, called after the change; the index may be asked, but not changed, inside."""
@@ -260,7 +261,7 @@ def _check_holders(holders: HolderTree, ends: dict[int, int]) -> dict[BlockKey, 
 def _check_tree(tree: SlotTree) -> None:
     """Check one slot's counts, segments and LRU order."""
     nodes = list(tree.segments())
-    ring: list[Segment] = []
+    ring: list[Linked] = []
     node = tree.root.newer
     while node is not None and node is not tree.root:
         assert node.newer is not None

@@ -22,17 +22,22 @@ from fairlead.core.exact import ExactBlocks
 from fairlead.core.holders import HolderTree, Keys, Run, common
 from fairlead.core.masks import BlockMasks
 from fairlead.core.model import BlockKey
+from fairlead.core.ring import Linked, link_newest, unlink
 
 EXACT_SLACK = 4
 """An exact source that reports more than so many times the worker's capacity has lost removals."""
 
 
-class Segment:
-    """A run of blocks without a branch inside. Links go to the parent, the children and the LRU."""
+class Segment(Linked):
+    """A run of blocks without a branch inside. Links go to the parent and the children.
 
-    __slots__ = ("children", "done", "keys", "newer", "older", "parent", "pins", "run", "users")
+    It is in the LRU ring exactly if it has ``done`` blocks and no ``pins``.
+    """
+
+    __slots__ = ("children", "done", "keys", "parent", "pins", "run", "users")
 
     def __init__(self, keys: Keys, run: Run, parent: "Segment | None", users: int = 0) -> None:
+        super().__init__()
         self.keys = keys
         self.run = run
         """Where the last block is in the tree of holders; a run ends there."""
@@ -45,9 +50,6 @@ class Segment:
         """Those of them that run."""
         self.done = 0
         """Leading blocks cached from ended requests. All blocks are ready while pinned, else these."""
-        self.newer: Segment | None = None
-        self.older: Segment | None = None
-        """Neighbours in the LRU list; in it exactly if ``done`` and not ``pins``."""
 
     def __repr__(self) -> str:
         return f"<Segment {len(self.keys)} blocks, done={self.done} users={self.users} pins={self.pins}>"
@@ -110,7 +112,7 @@ class SlotTree:
         self.capacity = capacity
         self.root = Segment(array("Q"), holders.root, None)
         """Sentinel of the tree, and of the LRU ring: ``newer`` is the oldest, ``older`` the newest."""
-        self.root.newer = self.root.older = self.root
+        self.root.begin_ring()
         self.cached = 0
         """Ready blocks of the tree."""
         self.pinned = 0
@@ -155,7 +157,7 @@ class SlotTree:
             else:
                 if node.done:
                     matched += node.done
-                    _unlink(node)
+                    unlink(node)
                 self.cached += size - node.done
                 self.pinned += size
             node.pins += 1
@@ -182,7 +184,7 @@ class SlotTree:
                     self._absorb_parent(below)
                     node = below
                 else:
-                    self._link_newest(node)
+                    link_newest(self.root, node)
                 below = None if node.users else node
             node = parent
         claim.state = State.OVER
@@ -230,13 +232,13 @@ class SlotTree:
         excess = self.cached - (self.capacity if self.exact is None else 0)
         while excess > 0:
             node = self.root.newer
-            assert node is not None
+            assert isinstance(node, Segment)
             if node is self.root:
                 return  # all that is left is pinned
             cut = max(0, node.done - excess)
             gone = node.keys[cut : node.done]
             if not cut:
-                _unlink(node)
+                unlink(node)
             node.done = cut
             excess -= len(gone)
             self.cached -= len(gone)
@@ -336,7 +338,7 @@ class SlotTree:
             upper.older, upper.newer = lower, newer
             lower.newer = newer.older = upper
             if not lower.done:
-                _unlink(lower)
+                unlink(lower)
         return upper
 
     def _unready(self, node: Segment) -> None:
@@ -347,7 +349,7 @@ class SlotTree:
         gone = node.keys[node.done :]
         self.unready += gone if self.exact is None else gone[self.exact.lead(gone) :]
         if node.done:
-            self._link_newest(node)
+            link_newest(self.root, node)
 
     def _trim(self, node: Segment) -> None:
         """Remove the blocks of an unused segment that are not cached."""
@@ -371,19 +373,3 @@ class SlotTree:
         node.done += parent.done
         node.parent = parent.parent
         node.parent.children[node.keys[0]] = node
-
-    def _link_newest(self, node: Segment) -> None:
-        root = self.root
-        newest = root.older
-        assert newest is not None
-        node.older, node.newer = newest, root
-        newest.newer = root.older = node
-
-
-def _unlink(node: Segment) -> None:
-    """Take a segment out of the LRU ring."""
-    newer, older = node.newer, node.older
-    assert newer is not None
-    assert older is not None
-    newer.older, older.newer = older, newer
-    node.newer = node.older = None

@@ -17,38 +17,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fairlead.core.holders import common
+from fairlead.core.ring import Linked, link_newest, unlink
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fairlead.core.model import BlockKey
 
 
-class Run:
-    """Cached blocks that continue each other and are in use by the same requests."""
+class Run(Linked):
+    """Cached blocks that continue each other and are in use by the same requests; in the ring while idle."""
 
-    __slots__ = ("children", "keys", "newer", "older", "parent", "users")
+    __slots__ = ("children", "keys", "parent", "users")
 
     def __init__(self, keys: list[BlockKey], parent: Run | None, users: int) -> None:
+        super().__init__()
         self.keys = keys
         self.parent = parent
         self.users = users
         self.children: dict[BlockKey, Run] = {}
         """By the first key of each."""
-        self.newer: Run | None = None
-        self.older: Run | None = None
-        """Neighbours in the LRU ring, while it is idle."""
 
     def __repr__(self) -> str:
         return f"<Run {len(self.keys)} blocks, {self.users} users>"
-
-
-def _unlink(run: Run) -> None:
-    """Take a run out of the ring of idle ones."""
-    older, newer = run.older, run.newer
-    assert older is not None
-    assert newer is not None
-    older.newer, newer.older = newer, older
-    run.older = run.newer = None
 
 
 def _common(chain: Sequence[BlockKey], start: int, end: int, keys: list[BlockKey]) -> int:
@@ -59,14 +51,7 @@ def _common(chain: Sequence[BlockKey], start: int, end: int, keys: list[BlockKey
     most = min(len(keys), end - start)
     if chain[start + most - 1] == keys[most - 1]:
         return most
-    low, high = 1, most - 1  # the first place where they differ is one of these
-    while low < high:
-        middle = (low + high) // 2
-        if chain[start + middle] == keys[middle]:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return common(keys, chain, start)
 
 
 class KVPool:
@@ -84,7 +69,7 @@ class KVPool:
         self.blocks = blocks
         self._root = Run([], None, 1)
         """Of the tree; and of the ring of runs without a user: ``newer`` is the least recently used."""
-        self._root.newer = self._root.older = self._root
+        self._root.begin_ring()
         self._cached = 0
         self._private = 0
         self.used = 0
@@ -139,7 +124,7 @@ class KVPool:
                 run = self._split(run, matched - at)
             at += len(run.keys)
             if not run.users:
-                _unlink(run)
+                unlink(run)
                 self.used += len(run.keys)
             run.users += 1
         return run
@@ -158,7 +143,7 @@ class KVPool:
         run.parent = upper
         if not run.users:
             # Both are idle, the rest being older; whoever splits takes the upper one at once.
-            self._link(upper)
+            link_newest(self._root, upper)
         return upper
 
     def allocate(self, count: int, tell: bool = True) -> list[BlockKey]:
@@ -178,7 +163,7 @@ class KVPool:
         evicted: list[BlockKey] = []
         while count:
             run = self._root.newer
-            assert run is not None
+            assert isinstance(run, Run)
             keys = run.keys
             if len(keys) > count:
                 if tell:
@@ -188,7 +173,7 @@ class KVPool:
             if tell:
                 evicted += keys[::-1]
             count -= len(keys)
-            _unlink(run)
+            unlink(run)
             assert run.parent is not None
             del run.parent.children[keys[0]]
         return evicted
@@ -208,7 +193,7 @@ class KVPool:
             if held.users:
                 self.used -= common
             else:
-                _unlink(held)
+                unlink(held)
             held.users += 1
             at += common
         if at == end:
@@ -230,7 +215,7 @@ class KVPool:
         while run is not root:
             run.users -= 1
             if not run.users:
-                self._link(run)
+                link_newest(root, run)
                 self.used -= len(run.keys)
             assert run.parent is not None
             run = run.parent
@@ -239,18 +224,11 @@ class KVPool:
         """Evict every idle block; return their keys. Blocks in use stay cached."""
         return self._evict(sum(len(run.keys) for run in self._idle()), True)
 
-    def _link(self, run: Run) -> None:
-        """Put a run into the ring of idle ones, as the most recently used."""
-        root = self._root
-        last = root.older
-        assert last is not None
-        run.older, run.newer = last, root
-        last.newer = root.older = run
-
     def _idle(self) -> Iterator[Run]:
         """Iterate over the runs without a user, least recently used first."""
         run = self._root.newer
-        while run is not None and run is not self._root:
+        while run is not self._root:
+            assert isinstance(run, Run)
             yield run
             run = run.newer
 
