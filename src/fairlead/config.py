@@ -23,6 +23,8 @@ OTHERS = frozenset({"CONFIG", "PURE", "CACHE", "DATA", "COMPILE", "STEP_LOG", "T
 plugins inside engines begin with ``PLUGIN_``."""
 KEY_PREFIX = "sha256:"
 DEFAULT_CLIENT = "default"
+ENGINES_POLICY = "d2lpm"
+"""The routing policy where engines order their queues themselves."""
 
 
 class ConfigError(ValueError):
@@ -53,6 +55,11 @@ class Config:
     )
     policy: str = _option("marginal", "which worker: a routing policy, as name or name:key=value,...")
     order: str = _option("dlpm", "who goes next: an ordering policy, as name or name:key=value,...")
+    engine_ordering: bool = _option(
+        False,
+        "send requests at once: the engines order them, by fairlead's plugin in each; then there is no"
+        f" 'order' here, and 'policy' is {ENGINES_POLICY} if not given",
+    )
     seed: int = _option(0, "seed of the policies' random streams")
 
     api_key: tuple[str, ...] = _option(
@@ -179,6 +186,13 @@ def resolve(
     for key, value in (flags or {}).items():
         option = OPTIONS[_known(key, OPTIONS)]
         given[key] = _value(option, value, "", strict=False)
+    if given.get("engine_ordering"):
+        if "order" in given:
+            raise ConfigError(
+                "option 'order' is for queues of the gateway's own; with 'engine_ordering' it has none:"
+                " give it to the engines, as FAIRLEAD_PLUGIN_ORDER"
+            )
+        given.setdefault("policy", ENGINES_POLICY)
     if "api_key" in given:
         given["api_key"] = tuple(_hashed(entry) for entry in given["api_key"])
     return _checked(Config(**given))

@@ -46,7 +46,15 @@ def test_lists_and_switches_in_every_source():
     assert resolve({"ask_usage": False}).ask_usage is False
 
 
+def test_where_engines_order_the_paper_s_router_is_the_default():
+    assert resolve({"engine_ordering": True}).policy == "d2lpm"
+    assert resolve({"engine_ordering": True, "policy": "lmetric"}).policy == "lmetric"
+    assert parse(environ={"FAIRLEAD_ENGINE_ORDERING": "on"}).policy == "d2lpm"
+    assert resolve({"engine_ordering": False, "order": "vtc"}).policy == Config().policy
+
+
 BAD = {
+    "option 'order' is for queues of the gateway's own": {"engine_ordering": True, "order": "dlpm"},
     "unknown option 'prot'; did you mean 'port'?": {"prot": 1},
     "unknown option 'zzz' (valid: host, port": {"zzz": 1},
     "option 'port' takes a whole number, not '80'": {"port": "80"},

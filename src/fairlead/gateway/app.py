@@ -32,7 +32,17 @@ from fairlead.gateway.metrics import Exposition, Metrics
 from fairlead.gateway.prompt import BytePrompts, Prompt, PromptKeys
 from fairlead.gateway.senders import Sender, Senders
 from fairlead.gateway.sse import Tap
-from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, Asked, BadRequest, decode, with_usage
+from fairlead.gateway.wire import (
+    CHAT,
+    COMPLETION,
+    EMBEDDING,
+    Asked,
+    BadRequest,
+    ChatAsked,
+    CompletionAsked,
+    decode,
+    with_usage,
+)
 from fairlead.gateway.workers import Worker, Workers
 from fairlead.http.server import Exchange, HttpLimits, Response, Router, Server, error_response, json_response
 from fairlead.trace.decision_files import Step, recording
@@ -284,8 +294,11 @@ class Gateway:
             if hide:
                 body = with_usage(body, asked)
             tap = Tap(hide)
+        xargs = None
+        if self.config.engine_ordering and isinstance(asked, ChatAsked | CompletionAsked):
+            xargs = bool(asked.vllm_xargs)
         figures = self.metrics.client(client.name)
-        flow = Flow(self, exchange, client, figures, request, asked.model, prompt, fields, body, tap)
+        flow = Flow(self, exchange, client, figures, request, asked.model, prompt, fields, body, tap, xargs)
         exchange.listener = flow
         flow.live = True
         self.flows[rid] = flow
@@ -356,8 +369,9 @@ class Gateway:
 def make_dispatcher(config: Config) -> Dispatcher:
     """Make the core with the configured policies. Raises ``PolicyError``."""
     policy, policy_params = parse_spec(config.policy)
-    order, order_params = parse_spec(config.order)
-    costs = Costs()
+    costs, forward = Costs(), config.engine_ordering
+    # Where engines order there are no queues here, but for requests that come while no worker is up.
+    order, order_params = ("fcfs", {}) if forward else parse_spec(config.order)
     return Dispatcher(
         make_routing(policy, policy_params, RoutingContext(Random(config.seed), costs)),
         make_ordering(order, order_params, OrderingContext(costs)),
@@ -367,6 +381,7 @@ def make_dispatcher(config: Config) -> Dispatcher:
             retry_ratio=config.retry_ratio,
             max_queued=config.queue_size,
             queue_timeout_us=int(config.queue_timeout_secs * 1e6),
+            forward=forward,
         ),
         {name: client.weight for name, client in config.clients.items()},
     )

@@ -74,9 +74,10 @@ async def _serve_until_told(gateway: Gateway) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     port = await gateway.start()
+    order = "by the engines" if config.engine_ordering else config.order
     print(
         f"fairlead serves on http://{config.host}:{port} for {len(config.worker_urls)} workers: "
-        f"order {config.order}, policy {config.policy}, {gateway.workers.ready} ready",
+        f"order {order}, policy {config.policy}, {gateway.workers.ready} ready",
         flush=True,
     )
     await told.wait()
@@ -97,7 +98,7 @@ async def _with_embedded(config: Config, engines: "list[EngineServer]") -> Confi
 
     urls = []
     for number in range(EMBEDDED):
-        engine = EngineServer(EngineConfig(seed=number))
+        engine = EngineServer(EngineConfig(seed=number, order="dlpm" if config.engine_ordering else "fcfs"))
         engines.append(engine)
         urls.append(f"http://127.0.0.1:{await engine.start()}")
     print(

@@ -12,6 +12,8 @@ import msgspec
 from fairlead.http.client import Pool, UpstreamError
 
 VLLM, SGLANG, LLAMA_CPP, UNKNOWN = "vllm", "sglang", "llama.cpp", "unknown"
+TOLD_CLIENTS = {VLLM, SGLANG}
+"""Engines that fairlead has a plugin for, which hears whose a request is."""
 
 
 class Load(NamedTuple):

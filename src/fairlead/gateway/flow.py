@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from fairlead.core import events as ev
 from fairlead.core.commands import Dispatch, Fail, Reject
 from fairlead.core.model import Request
+from fairlead.gateway.engines import VLLM
 from fairlead.gateway.identity import Client
 from fairlead.gateway.prompt import Prompt
 from fairlead.gateway.sse import Tap
-from fairlead.gateway.wire import Usage, usage_of
+from fairlead.gateway.wire import Usage, usage_of, with_xargs
 from fairlead.gateway.workers import Worker
 from fairlead.http.client import Call, UpstreamError
 from fairlead.http.heads import ResponseHead, with_length
@@ -54,6 +55,7 @@ class Flow:
         "streamed",
         "tap",
         "worker",
+        "xargs",
     )
 
     def __init__(
@@ -68,6 +70,7 @@ class Flow:
         fields: bytes,
         body: bytes,
         tap: Tap | None,
+        xargs: bool | None,
     ) -> None:
         self.gateway = gateway
         self.exchange = exchange
@@ -80,6 +83,8 @@ class Flow:
         self.fields = fields
         self.body = body
         self.tap = tap
+        self.xargs = xargs
+        """Whether the body has ``vllm_xargs`` of its own; None if it is no place to name the client."""
         self.arrived_us = request.arrived_us
         self.first_us = 0
         self.live = False
@@ -119,6 +124,8 @@ class Flow:
         self.kept_size = 0
         pool = worker.pool
         body = self.body
+        if self.xargs is not None and worker.capacity.kind == VLLM:
+            body = with_xargs(body, self.client.xargs, has_some=self.xargs)
         self.call = pool.send(
             b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n%b"
             % (pool.prefix, self.path, pool.authority, self.fields, len(body), body),

@@ -8,6 +8,8 @@ the header is written anew.
 import ipaddress
 from collections.abc import Mapping
 
+import msgspec
+
 from fairlead.config import DEFAULT_CLIENT, Config, hash_key, key_owners
 
 CLIENT_HEADERS = (
@@ -25,15 +27,17 @@ _CACHED = 10_000
 
 
 class Client:
-    """A client's name, and the header fields that tell it to an engine."""
+    """A client's name, and how it is told to engines: in header fields, and in the body to those of vLLM."""
 
-    __slots__ = ("fields", "name")
+    __slots__ = ("fields", "name", "xargs")
 
     def __init__(self, name: str) -> None:
         self.name = name
         value = name.encode()
         told = (CLIENT_HEADERS[0], CLIENT_HEADERS[2], ROUTING_KEY)
         self.fields = b"".join([b"%b: %b\r\n" % (field, value) for field in told])
+        self.xargs = msgspec.json.encode({"client_id": name})
+        """``vllm_xargs``: vLLM shows its scheduler nothing else of a request's origin."""
 
     def __repr__(self) -> str:
         return f"<Client {self.name}>"

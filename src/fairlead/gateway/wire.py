@@ -63,6 +63,7 @@ class ChatAsked(Asked, kw_only=True):
     """A body of ``/v1/chat/completions``."""
 
     messages: list[Message]
+    vllm_xargs: msgspec.Raw = NO_RAW
     tools: msgspec.Raw = NO_RAW
     chat_template_kwargs: msgspec.Raw = NO_RAW
     # What follows matters only to whoever renders the template here: the engine checks the types.
@@ -80,6 +81,7 @@ class CompletionAsked(Asked, kw_only=True):
     """A body of ``/v1/completions``."""
 
     prompt: str | list[Any]
+    vllm_xargs: msgspec.Raw = NO_RAW
     add_special_tokens: Any = None
     truncate_prompt_tokens: Any = None
 
@@ -148,6 +150,22 @@ def with_usage(body: bytes, asked: Asked) -> bytes:
     )
     options["include_usage"] = msgspec.Raw(b"true")
     fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
+    return msgspec.json.encode(fields)
+
+
+def with_xargs(body: bytes, xargs: bytes, *, has_some: bool) -> bytes:
+    """Return the body with the fields of ``xargs``, a JSON object, in its ``vllm_xargs``.
+
+    A splice, unless the body ``has_some`` of its own: then both are merged, and those of ``xargs`` count.
+    What is not an object is left for the engine to refuse.
+    """
+    if not has_some:
+        at = body.index(b"{") + 1
+        return b'%b"vllm_xargs":%b,%b' % (body[:at], xargs, body[at:])
+    fields: dict[str, msgspec.Raw] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    own = msgspec.json.decode(fields["vllm_xargs"])
+    if own is None or isinstance(own, dict):
+        fields["vllm_xargs"] = msgspec.Raw(msgspec.json.encode((own or {}) | msgspec.json.decode(xargs)))
     return msgspec.json.encode(fields)
 
 

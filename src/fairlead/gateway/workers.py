@@ -207,6 +207,12 @@ class Workers:
             worker.limits.kv_tokens,
             ", ".join(model.id for model in worker.models) or "unknown",
         )
+        if self._config.engine_ordering and worker.capacity.kind not in engines.TOLD_CLIENTS:
+            log.warning(
+                "worker %s (%s) cannot be told whose a request is: its clients share its queue as they come",
+                worker.id,
+                worker.capacity.kind,
+            )
         self._emit(ev.WorkerUp(self._now_us(), worker.id, worker.limits))
         self._compare_models()
         if worker.kv is not None:
@@ -235,7 +241,9 @@ class Workers:
         )
         if load is None or not worker.up:
             return
-        sequences = worker.credit.read(load, self._running(worker.id))
+        sequences = worker.limits.sequences
+        if not self._config.engine_ordering:  # else that requests wait in it is as it should be
+            sequences = worker.credit.read(load, self._running(worker.id))
         changed = sequences != worker.limits.sequences
         if changed:
             worker.limits = worker.limits._replace(sequences=sequences)
