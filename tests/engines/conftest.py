@@ -25,6 +25,24 @@ def pytest_sessionstart() -> None:
 
 
 @pytest.fixture(scope="session")
+def fair(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[list[tuple[Engine, Path]]]":
+    """Two servers with the plugin, and the folder of each one's logs and figures."""
+    from tests.engines.plugin_servers import plugin_server
+
+    folders = [tmp_path_factory.mktemp(f"fair-{number}") for number in range(2)]
+    both = [(plugin_server(6 + number, folder), folder) for number, folder in enumerate(folders)]
+    try:
+        for engine, _ in both:
+            engine.start()
+        for engine, _ in both:
+            engine.wait_up()
+        yield both
+    finally:
+        for engine, _ in both:
+            engine.stop()
+
+
+@pytest.fixture(scope="session")
 def engines() -> "Iterator[list[Engine]]":
     """Two engines, warm."""
     from tests.engines.servers import Engine

@@ -1,4 +1,4 @@
-"""A model of 19 million random weights: large enough that prompts, not steps, take the time on a CPU.
+"""A model of 18 million random weights: large enough that prompts, not steps, take the time on a CPU.
 
 usage: python -m tests.engines.plugin_model FOLDER_OF_TINY_MODEL FOLDER
 """

@@ -56,16 +56,16 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 class Server:
     """A process with a log. ``stop`` ends it and all of its children."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], logs: Path = LOGS) -> None:
         self.name = name
-        self.log = LOGS / f"{name}.log"
+        self.log = logs / f"{name}.log"
         self._command = command
         self._environment = os.environ | environment
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: dict[str, openai.OpenAI] = {}
 
     def start(self) -> None:
-        LOGS.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -165,6 +165,12 @@ class Engine(Server):
 
     def client(self) -> openai.OpenAI:
         return self._client(self.url, "none")
+
+    def empty_cache(self) -> None:
+        """Forget all prefixes; for servers in vLLM's development mode, with nothing under way."""
+        asked = urllib.request.Request(f"{self.url}/reset_prefix_cache", method="POST")
+        with urllib.request.urlopen(asked, timeout=10):
+            pass
 
 
 class Gateway(Server):

@@ -199,6 +199,25 @@ def test_every_match_is_the_one_that_vllm_finds(settings: Settings, order: str) 
     assert matches > 500
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_no_match_is_ever_taken_for_shorter_than_it_is(settings: Settings, seed: int) -> None:
+    """Longer is put right when the request comes up; who is taken for less would come up too late."""
+    settings(order="dlpm:quantum=200")
+    bare = fair(blocks=140)
+    longer = 0
+
+    def sound(scheduled: Any) -> None:
+        nonlocal longer
+        for request in waiting(bare.scheduler):
+            tokens = bare.scheduler.book.entries[request.request_id].item.matched_tokens
+            found = matched(bare.scheduler, request)
+            assert tokens >= found
+            longer += tokens > found
+
+    drive(bare, seed, sound)
+    assert longer > 20
+
+
 def test_blocks_computed_twice_are_told_of_where_they_are_new(settings: Settings) -> None:
     settings(order="dlpm:quantum=100")
     bare = fair(max_num_seqs=1)
@@ -213,6 +232,24 @@ def test_blocks_computed_twice_are_told_of_where_they_are_new(settings: Settings
     blind.skip_reading_prefix_cache = True
     bare.scheduler.add_request(blind)
     assert bare.step().num_scheduled_tokens == {"blind": 448}
+    assert item.matched_tokens == 448
+
+
+def test_blocks_computed_again_beyond_where_they_were_evicted_are_told_of(settings: Settings) -> None:
+    settings(order="dlpm:quantum=100")
+    bare = fair(max_num_seqs=1)
+    document = prompt(640, 0, 640, "d")
+    bare.send("short", "alice", document[:320], 1)
+    bare.run()
+    bare.send("waits", "alice", document, 1)
+    item = bare.scheduler.book.entries["waits"].item
+    pool = bare.scheduler.kv_cache_manager.block_pool
+    for index in range(5, 10):  # as if other requests had needed them
+        (block,) = pool.get_cached_block(item.keys.hash_at(index), [0])
+        assert pool._maybe_evict_cached_block(block)
+    assert item.matched_tokens == 320  # nobody was told
+    bare.send("again", "bob", document[:448], 30)
+    assert bare.step().num_scheduled_tokens == {"again": 448 - 160}
     assert item.matched_tokens == 448
 
 

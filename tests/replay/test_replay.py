@@ -162,7 +162,7 @@ def test_what_is_sent_says_who_asks_and_how_long() -> None:
         run, sender = await replayed(trace, fake.url, asking, ONE_AT_A_TIME)
         check(run, sender)
         ann, bea, chat = fake.asked[:3]
-        assert ann.headers["x-who"] == ann.body["user"] == "ann"
+        assert ann.headers["x-who"] == ann.body["user"] == ann.body["vllm_xargs"]["client_id"] == "ann"
         assert ann.headers["authorization"] == "Bearer k1"
         assert bea.headers["authorization"] == "Bearer k2"
         assert bea.body["user"] == "b\u00e9a?"

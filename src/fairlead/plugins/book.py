@@ -100,7 +100,11 @@ class Book:
         entry.queued = True
 
     def stored(self, keys: Sequence[BlockKey]) -> None:
-        """Say that blocks entered the cache; of a run that continues itself the first new one is enough."""
+        """Say which blocks entered the cache: all of them.
+
+        The first of a run is not enough. A request whose match was evicted up to somewhere before it still
+        waits for the block behind its old end.
+        """
         self._queue.cache_stored(keys)
 
     def admitted(self, entry: Entry, tokens: int, cached: int) -> None:

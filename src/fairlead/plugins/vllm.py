@@ -164,11 +164,13 @@ class PrefixCache:
             *args: Any,
             **kwargs: Any,
         ) -> Any:
-            first = None
+            new: Sequence[BlockKey] = ()
             if len(book) and kv_cache_group_id == self.group:
                 keys = PromptKeys(request.block_hashes, num_full_blocks, block_size // self.hash_tokens)
-                new = (i for i in range(num_cached_blocks, num_full_blocks) if not self.has(keys, i))
-                first = next(new, None)
+                first = num_cached_blocks
+                while first < num_full_blocks and self.has(keys, first):
+                    first += 1
+                new = keys[first:]
             done = plain(
                 request,
                 blocks,
@@ -179,8 +181,8 @@ class PrefixCache:
                 *args,
                 **kwargs,
             )
-            if first is not None:
-                book.stored((keys[first],))
+            if new:
+                book.stored(new)
             return done
 
         self.pool.cache_full_blocks = cache_full_blocks

@@ -183,7 +183,10 @@ class Endpoint:
 
     def _body(self, client: ClientId, prompt: bytes, rest: bytes) -> bytes:
         model, user = msgspec.json.encode(self.model), msgspec.json.encode(_clean(client))
-        return b'{"model":%b,"user":%b,"prompt":%b,%b}' % (model, user, prompt, rest)
+        # By this the plugin inside vLLM knows clients. Servers other than vLLM may not take it, as little as
+        # they take exact lengths.
+        xargs = b'"vllm_xargs":{"client_id":%b},' % user if self.asking.exact_lengths else b""
+        return b'{"model":%b,"user":%b,%b"prompt":%b,%b}' % (model, user, xargs, prompt, rest)
 
     def headers(self, client: ClientId) -> list[tuple[bytes, bytes]]:
         """Return the header fields of a client's requests."""
