@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(f"wrote {args.json}; draw it with: fairlead report {args.json} --html report.html")
     if trace.requests >= LONG and not compiled():
-        errors.print("That was pure Python; `make fast` makes it take a third of the time: docs/compiled.md", style="dim")
+        errors.print("That was pure Python; compiled it takes a third of that: docs/compiled.md", style="dim")
     return 0
 
 
