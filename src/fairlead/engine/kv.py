@@ -81,6 +81,11 @@ class KVPool:
         return self.blocks - self.used
 
     @property
+    def unused(self) -> int:
+        """Blocks that can be had without an eviction."""
+        return self.blocks - self._cached - self._private
+
+    @property
     def cached(self) -> int:
         """Blocks in the prefix cache, in use or idle."""
         return self._cached

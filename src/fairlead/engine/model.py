@@ -313,6 +313,7 @@ class Engine:
         """The decoding sequences by their ``phase``."""
         self._phase_counts = [0] * block_tokens
         self._list_tokens = list_tokens
+        self._tells_blocks = list_blocks
         self._list_blocks = list_blocks or self.ordering.uses_match
         self._ahead = async_scheduling
         self._under_way = False
@@ -454,7 +455,8 @@ class Engine:
         """Return how many steps from now would only decode, up to the next that ends a request.
 
         0 if the next one does more: it has to be a ``step``. Whatever is submitted or cancelled
-        changes the answer.
+        changes the answer. Where results name blocks, they only go on while none has to be evicted: whoever
+        hears of that must hear of it with the step that did it.
         """
         if not self._decodes or self._prefills or self._late or self._leaving or self._may_admit():
             return 0
@@ -462,7 +464,7 @@ class Engine:
         while ends[0][2].due != ends[0][0]:
             heappop(ends)  # it has left the batch since
         steps = ends[0][0] - self._number
-        available = self.pool.available
+        available = self.pool.unused if self._tells_blocks else self.pool.available
         most = (steps // self.block_tokens + 1) * len(self._decodes)
         if most > available and self._blocks_for(steps) > available:
             steps = bisect_right(range(1, steps + 1), available, key=self._blocks_for)
