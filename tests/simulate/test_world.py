@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -57,19 +58,22 @@ TRACES = st.lists(
     st.builds(Session, st.integers(0, 2_000_000), st.sampled_from("abc"), TURNS), min_size=1, max_size=25
 ).map(lambda sessions: trace_of(sessions, {}))
 SMALL = {"kv_tokens": 40 * BLOCK, "max_num_seqs": 4, "max_num_batched_tokens": 64, "interval_us": 100_000}
+ORDERS = ["fcfs", "lpm", "vtc", "dlpm:quantum=300", "dlpm:quantum=300,on_no_fit=skip"]
+ENGINES = ["llama-3.1-8b-h100", "qwen3-32b-rtx-pro-6000"]
+FAULTS = [(), (Fault(0, 500_000, 700_000),), (Fault(0, 300_000),)]
 SETTINGS = st.builds(
     Settings,
     policy=st.sampled_from(POLICIES.names()),
-    order=st.sampled_from(["fcfs", "lpm", "vtc", "dlpm:quantum=300", "dlpm:quantum=300,on_no_fit=skip"]),
+    order=st.sampled_from(ORDERS),
     workers=st.integers(1, 3),
     topology=st.sampled_from([GATEWAY, ENGINE]),
-    engine=st.sampled_from(["llama-3.1-8b-h100", "qwen3-32b-rtx-pro-6000"]),
+    engine=st.sampled_from(ENGINES),
     exact_cache=st.booleans(),
     stale_us=st.sampled_from([0, 0, 30_000]),
     cancel_share=st.sampled_from([0.0, 0.3]),
     client_timeout_us=st.sampled_from([0, 1_500_000]),
     report_tokens=st.sampled_from([0, 7, 32]),
-    faults=st.sampled_from([(), (Fault(0, 500_000, 700_000),), (Fault(0, 300_000),)]),
+    faults=st.sampled_from(FAULTS),
     **{name: st.just(value) for name, value in SMALL.items()},
 )
 
@@ -103,6 +107,48 @@ def test_closed_form_equals_step_by_step_to_the_microsecond(trace: Trace, chosen
     assert fast == slow
     for world in worlds:
         world.dispatcher.check()
+
+
+def some_world(seed: int) -> tuple[Trace, Settings]:
+    """Return what the strategies above draw, a hundred times as fast."""
+    draw = Random(seed)
+    sessions = []
+    for _ in range(draw.randint(1, 30)):
+        turns = [
+            turn(
+                [draw.randint(0, 2) for _ in range(draw.randint(1, 12))],
+                draw.randint(1, 90),
+                delay_us=draw.choice([0, 0, 1_000, 400_000]),
+                after=i - 1,
+            )
+            for i in range(draw.choice([1, 1, 2, 3]))
+        ]
+        at = draw.choice([0, draw.randint(0, 40_000), draw.randint(0, 2_000_000)])
+        sessions.append(Session(at, draw.choice("abc"), turns))
+    chosen = Settings(
+        policy=draw.choice(POLICIES.names()),
+        order=draw.choice(ORDERS),
+        workers=draw.randint(1, 3),
+        topology=draw.choice([GATEWAY, ENGINE]),
+        engine=draw.choice(ENGINES),
+        exact_cache=draw.random() < 0.5,
+        stale_us=draw.choice([0, 0, 30_000]),
+        cancel_share=draw.choice([0.0, 0.3]),
+        client_timeout_us=draw.choice([0, 1_500_000]),
+        report_tokens=draw.choice([0, 7, 32]),
+        faults=draw.choice(FAULTS),
+        **SMALL,  # type: ignore[arg-type]
+    )
+    return trace_of(sessions, {}), chosen
+
+
+@pytest.mark.parametrize("first", range(0, 400, 50))
+def test_closed_form_equals_step_by_step_in_many_small_worlds(first: int) -> None:
+    for seed in range(first, first + 50):
+        trace, chosen = some_world(seed)
+        fast, slow = (facts(World(trace, replace(chosen, coast=coast)).run()) for coast in (True, False))
+        del fast["gap"], slow["gap"]
+        assert fast == slow, f"seed {seed}"
 
 
 @RUNS
@@ -221,6 +267,18 @@ def test_a_worker_that_dies_loses_only_what_was_being_answered() -> None:
         assert run.requests.worker[row] == 1
     later = [w for w, sent in zip(run.requests.worker, run.requests.sent, strict=True) if sent > 1_100_000]
     assert 1 in later, "it takes work again once it is back"
+
+
+def test_what_is_on_its_way_to_a_worker_that_dies_arrives_once() -> None:
+    """The worker is back before that arrives, and what was sent again in its place comes after it."""
+    trace = trace_of([Session(0, "a", [turn([1], 5)])])
+    chosen = Settings(workers=1, hop_us=10_000, faults=(Fault(0, 5_000, 2_000),))
+    run = World(trace, chosen).run()
+    assert list(run.requests.outcome) == [DONE]
+    assert run.requests.sent[0] == 5_000
+    assert run.requests.first[0] > 15_000
+    none = World(trace, replace(chosen, faults=(Fault(0, 5_000),), queue_timeout_us=3_000_000)).run()
+    assert list(none.requests.outcome) == [FAILED]
 
 
 def test_a_queue_that_is_full_rejects_and_a_timeout_cancels() -> None:

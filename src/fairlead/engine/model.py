@@ -432,7 +432,7 @@ class Engine:
             self._admit(step)
         idle = not self._decodes and not step.prefilled
         if self._late or self._leaving:
-            self._catch_up()
+            self.catch_up()
             if idle:
                 self._admit(step)
                 idle = not step.prefilled
@@ -442,8 +442,11 @@ class Engine:
             return None
         return self._compute(step, 1)
 
-    def _catch_up(self) -> None:
-        """Take note of what happened in the last step."""
+    def catch_up(self) -> None:
+        """Take note of what happened in the last step, as a step does that was scheduled before.
+
+        For callers whose ``coast`` took the place of that step.
+        """
         for seq in self._leaving:
             self._let_go(seq)
         self._leaving.clear()
@@ -485,6 +488,11 @@ class Engine:
         step = StepResult(0)
         self._take_blocks(self._blocks_for(steps), step)
         return self._compute(step, steps)
+
+    @property
+    def async_scheduling(self) -> bool:
+        """Whether a step is scheduled while the one before it runs."""
+        return self._ahead
 
     @property
     def steps(self) -> int:

@@ -21,12 +21,23 @@ class EngineRun:
 
     That is at the first wake with a first token or an end, ``report_steps`` steps or more after the
     report before, and after ``LATEST`` times as many at the latest; 0: never.
+
+    ``in_order``: the engine serves in order of arrival, whatever it decodes meanwhile, and nobody is told of
+    its blocks. Then a request need not end a coast at once (``receive``).
     """
 
-    __slots__ = ("_coast", "_report", "_result", "_start", "_steps", "_told", "engine", "progress", "wake_us")
+    __slots__ = (
+        "_coast", "_in_order", "_receives", "_report", "_result", "_start", "_steps", "_told", "engine",
+        "progress", "wake_us",
+    )  # fmt: skip
 
-    def __init__(self, engine: Engine, *, coast: bool = True, report_steps: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, *, coast: bool = True, report_steps: int = 0, in_order: bool = False
+    ) -> None:
         self.engine = engine
+        self._in_order = in_order and engine.async_scheduling
+        self._receives = False
+        """Whether requests came during a coast, which ends with the step that does not know them yet."""
         self.wake_us = IDLE
         """When the step or the steps under way end; ``IDLE`` when there are none."""
         self.progress: list[tuple[RequestId, int]] | None = None
@@ -47,9 +58,34 @@ class EngineRun:
         """
         if self.wake_us == IDLE or self._result is not None:
             return False
-        self._result = result = self.engine.coast(self._steps_at(now))
+        self._result = result = self._coasted(self._steps_at(now))
         before, self.wake_us = self.wake_us, self._start + result.duration_us
         return self.wake_us != before
+
+    def receive(self, now: int) -> bool:
+        """Say that a request will be submitted now, and nothing else done; return as ``touch`` does.
+
+        With asynchronous scheduling the step after the one under way was scheduled without the request. If
+        both only decode, the coast goes on to the end of that one.
+        """
+        if self._in_order and self.wake_us != IDLE and self._result is None:
+            steps = self._steps_at(now) + 1
+            if self._receives and steps == self._steps:
+                return False
+            if steps < self._steps:
+                self._receives = True
+                self._steps = steps
+                self.wake_us = self._start + self.engine.coast_us(steps)
+                return True
+        return self.touch(now)
+
+    def _coasted(self, steps: int) -> StepResult:
+        result = self.engine.coast(steps)
+        if self._receives:
+            self._receives = False
+            if steps == self._steps:
+                self.engine.catch_up()
+        return result
 
     def _steps_at(self, now: int) -> int:
         """Return how many steps of a coast have begun.
@@ -85,7 +121,7 @@ class EngineRun:
         """End the steps under way, begin the next; return what was done."""
         result = self._result
         if result is None:
-            result = self.engine.coast(self._steps)
+            result = self._coasted(self._steps)
         if self._report:
             since = self.engine.steps - self._told
             if since >= self._report and (result.first or result.finished or since >= LATEST * self._report):

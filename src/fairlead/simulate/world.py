@@ -9,7 +9,7 @@ microsecond come in a fixed order: everything else before the ends of engine ste
 """
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from random import Random
 from typing import Any, Final
 
@@ -64,7 +64,7 @@ class _Chain:
 class _Flight:
     """A request under way."""
 
-    __slots__ = ("chain", "client", "demand", "index", "queued", "reported", "request", "row", "slot", "turn")
+    __slots__ = ("chain", "client", "due", "index", "queued", "reported", "request", "row", "slot", "turn")
 
     def __init__(
         self, row: int, client: int, turn: Turn, chain: _Chain | None, index: int, request: Request
@@ -76,6 +76,8 @@ class _Flight:
         self.chain = chain
         self.index = index
         self.slot = -1
+        self.due = -1
+        """When it reaches its engine; -1 if it is not on its way."""
         self.reported = 0
         """Output tokens that the dispatcher knows of."""
         self.queued = True
@@ -299,7 +301,8 @@ class World:
                 self.rows.sent[row] = now
                 self.rows.worker[row] = slot
                 self._on_worker[slot][row] = None
-                self._at(now + self._hop_us, _SUBMIT, flight)
+                flight.due = now + self._hop_us
+                self._at(flight.due, _SUBMIT, flight)
             elif type(command) is Reject:
                 self._end(now, self._flights[command.rid], REJECTED)
             elif type(command) is Fail:
@@ -309,13 +312,15 @@ class World:
 
     def _submit(self, now: int, flight: _Flight) -> None:
         """A request reaches its engine."""
-        if self._flights.get(flight.row) is not flight:
-            return  # its client has hung up
+        if flight.due != now or self._flights.get(flight.row) is not flight:
+            return  # its worker died and it was sent again, or its client has hung up
+        flight.due = -1
         run, turn = self._engines[flight.slot], flight.turn
         if run is None:
             self._fails(now, flight, "connection refused")
             return
-        self._touch(flight.slot, now)
+        if run.receive(now):
+            self._note_wake(flight.slot)
         try:
             run.engine.submit(flight.request, turn.output_tokens, now, turn.output_keys)
         except TooLongError as error:
@@ -328,6 +333,7 @@ class World:
     def _fails(self, now: int, flight: _Flight, reason: str) -> None:
         """An engine breaks a request off; it may be tried elsewhere if its client saw nothing yet."""
         self._on_worker[flight.slot].pop(flight.row, None)
+        flight.due = -1
         retryable = self.rows.first[flight.row] < 0
         if not flight.queued and retryable:
             flight.queued = True
@@ -485,7 +491,8 @@ class World:
         )
         self.max_num_seqs, self.kv_tokens = engine.max_num_seqs, engine.pool.blocks * engine.block_tokens
         report = settings.report_tokens
-        self._engines[slot] = EngineRun(engine, coast=settings.coast, report_steps=report)
+        in_order = not self._forward and not settings.exact_cache
+        self._engines[slot] = EngineRun(engine, coast=settings.coast, report_steps=report, in_order=in_order)
         limits = Limits(engine.max_num_seqs, self.kv_tokens, NEVER_US)
         event = ev.WorkerUp(now, str(slot), limits, settings.exact_cache)
         self._obey(now, self.dispatcher.step(event))
@@ -499,6 +506,9 @@ class World:
         self._steps += run.ended_steps
         self._engines[slot] = None
         self._wakes[slot] = IDLE
+        heap = self._heap  # what is left in it tells whether all is over
+        heap[:] = [entry for entry in heap if entry[3] != _WAKE or entry[4] != slot]
+        heapify(heap)
         for row in list(self._on_worker[slot]):
             flight = self._flights.get(row)
             if flight is not None and flight.slot == slot:
