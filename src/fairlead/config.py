@@ -116,6 +116,11 @@ class Config:
         metadata={"help": "tables [clients.NAME] with weight (> 0, default 1) and api_keys (list)"},
     )
 
+    @property
+    def queue_order(self) -> str:
+        """Who goes next of those that wait here: where engines order, that is while no worker is up."""
+        return "fcfs" if self.engine_ordering else self.order
+
 
 _FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(Config)}
 OPTIONS = {name: f for name, f in _FIELDS.items() if name != "clients"}

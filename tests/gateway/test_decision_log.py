@@ -93,6 +93,7 @@ def engine(seed: int) -> EngineServer:
         ("d2lpm", "dlpm:scope=worker,quantum=500"),
         ("power_of_two", "vtc"),
         ("preble", "lpm"),
+        ("d2lpm:quantum=500", "by the engines"),
     ],
 )
 def test_invariant_6_live_decisions_replay_identically(tmp_path: Path, policy: str, order: str) -> None:
@@ -100,7 +101,8 @@ def test_invariant_6_live_decisions_replay_identically(tmp_path: Path, policy: s
 
     async def main() -> None:
         engines = [engine(0), engine(1), engine(2)]
-        options = {"policy": policy, "order": order, "seed": 7, "worker_sequences": 3, "health_failures": 1}
+        options = {"policy": policy, "seed": 7, "worker_sequences": 3, "health_failures": 1}
+        options |= {"engine_ordering": True} if order == "by the engines" else {"order": order}
         file = {"decision_log": str(path), "decision_log_max_bytes": 2**16, "decision_log_files": 50}
         async with serving(*engines, file={**file, "clients": CLIENTS}, **options) as served:
             await traffic(served, engines, 5)

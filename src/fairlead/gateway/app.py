@@ -369,9 +369,8 @@ class Gateway:
 def make_dispatcher(config: Config) -> Dispatcher:
     """Make the core with the configured policies. Raises ``PolicyError``."""
     policy, policy_params = parse_spec(config.policy)
-    costs, forward = Costs(), config.engine_ordering
-    # Where engines order there are no queues here, but for requests that come while no worker is up.
-    order, order_params = ("fcfs", {}) if forward else parse_spec(config.order)
+    order, order_params = parse_spec(config.queue_order)
+    costs = Costs()
     return Dispatcher(
         make_routing(policy, policy_params, RoutingContext(Random(config.seed), costs)),
         make_ordering(order, order_params, OrderingContext(costs)),
@@ -381,7 +380,7 @@ def make_dispatcher(config: Config) -> Dispatcher:
             retry_ratio=config.retry_ratio,
             max_queued=config.queue_size,
             queue_timeout_us=int(config.queue_timeout_secs * 1e6),
-            forward=forward,
+            forward=config.engine_ordering,
         ),
         {name: client.weight for name, client in config.clients.items()},
     )

@@ -21,7 +21,7 @@ def open_decision_log(config: Config, dispatcher: Dispatcher, now_us: int) -> De
         return None
     return DecisionLog(
         Path(config.decision_log),
-        Setup.of(dispatcher, config.policy, config.order, config.seed),
+        Setup.of(dispatcher, config.policy, config.queue_order, config.seed),
         began=(time.time_ns() // 1000, now_us),
         max_bytes=config.decision_log_max_bytes,
         files=config.decision_log_files,
