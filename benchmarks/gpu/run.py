@@ -199,7 +199,7 @@ def main() -> int:
         "--order", nargs="+", default=list(ORDERS), metavar="ORDER", help="such as dlpm:quantum=4k"
     )
     parser.add_argument("--workload", nargs="+", metavar="NAME", help="default: all of the shape")
-    parser.add_argument("--requests", type=int, default=1500, help="of the eight clients (default: 1500)")
+    parser.add_argument("--requests", type=int, default=600, help="of the eight clients (default: 600)")
     args = parser.parse_args()
     shape = SHAPES[args.shape]
     args.workload = args.workload or list(shape.workloads)
