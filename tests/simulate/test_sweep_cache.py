@@ -11,13 +11,14 @@ from fairlead.core.model import Costs
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.routing import POLICIES
 from fairlead.engine.profiles import profile_named
-from fairlead.simulate import sweep_cache
-from fairlead.simulate.capacity import Capacity
+from fairlead.simulate import code, sweep_cache
+from fairlead.simulate.capacity import Capacity, measure
+from fairlead.simulate.code import sources
 from fairlead.simulate.settings import Fault, Settings
 from fairlead.simulate.sweep import Cell, Sample
-from fairlead.simulate.sweep_cache import Keys, Store, code_hash, sources
+from fairlead.simulate.sweep_cache import Keys, Store, code_hash
 from fairlead.simulate.sweep_cell import Maximum
-from fairlead.trace.generators import GENERATORS
+from fairlead.trace.generators import GENERATORS, generate
 from fairlead.trace.reading import READERS
 from fairlead.trace.workload import Workload
 from tests.simulate.sweeping import mooncake, small
@@ -104,12 +105,25 @@ def test_a_profile_from_a_file_counts_by_its_figures(tmp_path: Path, monkeypatch
     assert key(small()) != before
 
 
+def test_a_maximum_that_is_kept_is_measured_again_by_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRLEAD_CACHE", str(tmp_path))
+    trace, settings = generate("shared-prefix", requests=20), Settings(workers=1)
+    found = measure(trace, settings)
+    (kept,) = (tmp_path / "capacity").iterdir()
+    kept.write_text(kept.read_text().replace(str(found.requests_per_s), "1.5"))
+    assert measure(trace, settings).requests_per_s == 1.5
+    monkeypatch.setattr(code, "sources", lambda _: {"fairlead.simulate.world": kept})
+    assert measure(trace, settings) == found
+
+
 def test_the_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, name = key(small()), code_hash()
     real = sources("fairlead.simulate.sweep_cell")
     changed = tmp_path / "world.py"
     changed.write_bytes(real["fairlead.simulate.world"].read_bytes() + b"# a comment\n")
-    monkeypatch.setattr(sweep_cache, "sources", lambda _: real | {"fairlead.simulate.world": changed})
+    monkeypatch.setattr(code, "sources", lambda _: real | {"fairlead.simulate.world": changed})
     assert code_hash.__wrapped__() != name
     monkeypatch.setattr(sweep_cache, "code_hash", code_hash.__wrapped__)
     assert key(small()) != before

@@ -3,7 +3,7 @@
 The maximum is the highest rate of arrivals that reference policies (``lmetric`` over ``fcfs``) follow:
 between a fifth and four fifths of all ends, they complete requests at 95% or more of the pace at which
 a fleet without load would complete them with the same arrivals. Found by bisection over the spacing of
-arrivals, and kept on disk by content. Of generators, which are the same all along, a first part is
+arrivals, and kept on disk by content and code. Of generators, which are the same all along, a first part is
 looked at.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from fairlead import __version__
+from fairlead.simulate.code import hash_of
 from fairlead.simulate.settings import GATEWAY, Settings
 from fairlead.simulate.world import World
 from fairlead.trace.model import Trace
@@ -28,8 +28,6 @@ LONGEST = 20_000
 """Requests that are looked at; a workload's first ones."""
 LONGEST_GENERATED = 4_000
 """Likewise of a generator."""
-REVISION = 4
-"""Raised when the simulator gives other results for the same input: what was kept is measured again."""
 
 
 class Capacity(NamedTuple):
@@ -105,7 +103,7 @@ def _reference(settings: Settings) -> Settings:
 
 
 def _key(trace: Trace, reference: Settings, longest: int) -> str:
-    told = f"{REVISION} {__version__} {trace.identity} {reference} {longest}"
+    told = f"{hash_of(__name__)} {trace.identity} {reference} {longest}"
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 

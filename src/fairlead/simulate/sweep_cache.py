@@ -5,20 +5,19 @@ bytes, the sample, the load and the maximum that it is a share of, all settings 
 parameters spelled out, the engine's profile, the SLOs, and the source of every module that took part.
 """
 
-import ast
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fairlead import __version__
 from fairlead.report.results import ResultError, load, save
 from fairlead.simulate import sweep_cell
 from fairlead.simulate.capacity import Capacity
+from fairlead.simulate.code import hash_of
 from fairlead.simulate.settings import Settings
 from fairlead.simulate.sweep_cell import Cell, Maximum
 from fairlead.trace.files import content_hash
@@ -29,52 +28,15 @@ _NOT_OF_THE_FLEET = (
     "interval_us", "until_us", "max_queued", "stale_us", "exact_cache",
 )  # fmt: skip
 """Settings without a say in the maximum load. One that is missing here costs a measurement too many."""
-_ROOT = Path(__file__).parent.parent
 
 
 @lru_cache(maxsize=1)
 def code_hash() -> str:
-    """Return a hash of the version and of the source of each module that running a cell imports.
+    """Return a hash of all that running a cell imports.
 
     Taken once a process: it is this process's code, not what files say by now.
     """
-    state = hashlib.blake2b(__version__.encode(), digest_size=16)
-    for name, path in sorted(sources(sweep_cell.__name__).items()):
-        state.update(f"\0{name}\0".encode() + path.read_bytes())
-    return state.hexdigest()
-
-
-def sources(name: str) -> dict[str, Path]:
-    """Return the modules of fairlead that module ``name`` imports, directly or not, and their files."""
-    found: dict[str, Path] = {}
-    waiting = [name]
-    while waiting:
-        module = waiting.pop()
-        path = _path(module)
-        if path is None or module in found:
-            continue
-        found[module] = path
-        waiting += [module.rpartition(".")[0], *_imports(path)]
-    return found
-
-
-def _path(module: str) -> Path | None:
-    """Return a module's file; None for what is no module of fairlead, such as a name inside one."""
-    top, *rest = module.split(".")
-    if top != "fairlead":
-        return None
-    base = _ROOT.joinpath(*rest)
-    places = (base / "__init__.py", base.with_name(f"{base.name}.py"))
-    return next((path for path in places if path.is_file()), None)
-
-
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    return hash_of(sweep_cell.__name__)
 
 
 class Keys:
