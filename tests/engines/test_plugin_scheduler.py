@@ -218,15 +218,21 @@ def test_no_match_is_ever_taken_for_shorter_than_it_is(settings: Settings, seed:
     assert longer > 20
 
 
-def test_blocks_computed_twice_are_told_of_where_they_are_new(settings: Settings) -> None:
-    settings(order="dlpm:quantum=100")
-    bare = fair(max_num_seqs=1)
+def half_cached(bare: Bare) -> tuple[list[int], Any]:
+    """Have a request of alice's wait, half of whose prompt is cached; return the prompt, and what waits."""
     document = prompt(640, 0, 640, "d")
     bare.send("short", "alice", document[:320], 1)
     bare.run()
     bare.send("waits", "alice", document, 1)
     item = bare.scheduler.book.entries["waits"].item
     assert item.matched_tokens == 320
+    return document, item
+
+
+def test_blocks_computed_twice_are_told_of_where_they_are_new(settings: Settings) -> None:
+    settings(order="dlpm:quantum=100")
+    bare = fair(max_num_seqs=1)
+    document, item = half_cached(bare)
     # It computes all of its prompt, cached or not, and goes first: alice owes more than bob.
     blind = new_request("blind", "bob", document[:448], 30)
     blind.skip_reading_prefix_cache = True
@@ -238,11 +244,7 @@ def test_blocks_computed_twice_are_told_of_where_they_are_new(settings: Settings
 def test_blocks_computed_again_beyond_where_they_were_evicted_are_told_of(settings: Settings) -> None:
     settings(order="dlpm:quantum=100")
     bare = fair(max_num_seqs=1)
-    document = prompt(640, 0, 640, "d")
-    bare.send("short", "alice", document[:320], 1)
-    bare.run()
-    bare.send("waits", "alice", document, 1)
-    item = bare.scheduler.book.entries["waits"].item
+    document, item = half_cached(bare)
     pool = bare.scheduler.kv_cache_manager.block_pool
     for index in range(5, 10):  # as if other requests had needed them
         (block,) = pool.get_cached_block(item.keys.hash_at(index), [0])

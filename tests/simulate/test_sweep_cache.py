@@ -11,7 +11,7 @@ from fairlead.core.model import Costs
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.routing import POLICIES
 from fairlead.engine.profiles import profile_named
-from fairlead.simulate import code, sweep_cache
+from fairlead.simulate import capacity, code, sweep_cache
 from fairlead.simulate.capacity import Capacity, measure
 from fairlead.simulate.code import sources
 from fairlead.simulate.settings import Fault, Settings
@@ -115,6 +115,7 @@ def test_a_maximum_that_is_kept_is_measured_again_by_other_code(
     kept.write_text(kept.read_text().replace(str(found.requests_per_s), "1.5"))
     assert measure(trace, settings).requests_per_s == 1.5
     monkeypatch.setattr(code, "sources", lambda _: {"fairlead.simulate.world": kept})
+    monkeypatch.setattr(capacity, "hash_of", code.hash_of.__wrapped__)
     assert measure(trace, settings) == found
 
 
@@ -124,8 +125,8 @@ def test_the_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     changed = tmp_path / "world.py"
     changed.write_bytes(real["fairlead.simulate.world"].read_bytes() + b"# a comment\n")
     monkeypatch.setattr(code, "sources", lambda _: real | {"fairlead.simulate.world": changed})
-    assert code_hash.__wrapped__() != name
-    monkeypatch.setattr(sweep_cache, "code_hash", code_hash.__wrapped__)
+    monkeypatch.setattr(sweep_cache, "hash_of", code.hash_of.__wrapped__)
+    assert code_hash() != name
     assert key(small()) != before
 
 

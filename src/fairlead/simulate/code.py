@@ -3,6 +3,7 @@
 import ast
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from fairlead import __version__
@@ -10,8 +11,12 @@ from fairlead import __version__
 _ROOT = Path(__file__).parent.parent
 
 
+@lru_cache
 def hash_of(module: str) -> str:
-    """Return a hash of the version and of the source of ``module`` and of each module that it imports."""
+    """Return a hash of the version and of the source of ``module`` and of each module that it imports.
+
+    Taken once a process: it is this process's code, not what files say by now.
+    """
     state = hashlib.blake2b(__version__.encode(), digest_size=16)
     for name, path in sorted(sources(module).items()):
         state.update(f"\0{name}\0".encode() + path.read_bytes())

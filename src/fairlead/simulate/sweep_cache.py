@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,8 @@ _NOT_OF_THE_FLEET = (
 """Settings without a say in the maximum load. One that is missing here costs a measurement too many."""
 
 
-@lru_cache(maxsize=1)
 def code_hash() -> str:
-    """Return a hash of all that running a cell imports.
-
-    Taken once a process: it is this process's code, not what files say by now.
-    """
+    """Return a hash of all that running a cell imports."""
     return hash_of(sweep_cell.__name__)
 
 
