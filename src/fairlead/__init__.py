@@ -3,6 +3,6 @@
 from fairlead.native import compiled, guard
 
 __all__ = ["__version__", "compiled"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 guard()
