@@ -81,10 +81,10 @@ def markdown(experiment: Experiment, told: Mapping[str, Any], images: Mapping[st
     lines += [f"- {said}" for said in told["seen"]]
     lines += [f"- Left out. {said}" for said in told["missing"]]
     lines += ["", f"**Why.** {told['why']}"]
-    for table in experiment.tables(told["cells"]):
-        lines += ["", *_table(table)]
     for name, path in (images or {}).items():
         lines += ["", f"![{name}]({path})"]
+    for table in experiment.tables(told["cells"]):
+        lines += ["", *_table(table)]
     return "\n".join(lines) + "\n"
 
 
