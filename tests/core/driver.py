@@ -229,8 +229,7 @@ class Driver:
             self.send(ev.Failed(self.now, rid, retryable=False, reason="broke"))
 
     def cache(self, kind: str, name: str) -> None:
-        slot = self.d.fleet.slots[name]
-        if not self.d._exact[slot]:
+        if not self.d.workers[self.d.fleet.slots[name]].precise:
             return
         if kind == "cleared":
             self.send(ev.CacheCleared(self.now, name, exact=True))

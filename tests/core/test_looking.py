@@ -25,7 +25,7 @@ class Watched(Dispatcher):
         for slot in fleet.slots.values():
             # What was counted once is what counting again gives: nothing changed unmarked.
             counts = fleet.kv_used[slot], fleet.kv_running[slot], fleet.kv_cached[slot]
-            assert counts == self._count_kv(slot)
+            assert counts == self.workers[slot].count_kv()
             for client in CLIENTS:
                 self.ordering.credit(slot, client)
         return commands

@@ -10,7 +10,9 @@ from fairlead.core import events as ev
 from fairlead.core.commands import Command, Dispatch
 from fairlead.core.dispatcher import Dispatcher, Settings
 from fairlead.core.model import Limits, Request
-from fairlead.core.ordering.base import Queue, Waiting
+from fairlead.core.ordering.base import Waiting
+from fairlead.core.stealing import Stealing
+from fairlead.core.worker import Worker
 
 from .driver import Driver, make_dispatcher
 
@@ -87,24 +89,26 @@ class Careful(Dispatcher):
 
     looked = 0
 
-    def _next_with_credit(self, slot: int, queue: Queue) -> Waiting | None:
-        item = super()._next_with_credit(slot, queue)
+    def _next_with_credit(self, worker: Worker, stealing: Stealing) -> Waiting | None:
+        item = super()._next_with_credit(worker, stealing)
+        slot = worker.slot
         # Where nobody has credit, looking at a queue would refill.
         if item is not None and self.ordering.credited() and self.ordering.credit(slot, item.client) <= 0:
             for other in self.fleet.slots.values():
                 if other != slot and self.fleet.queued[other]:
-                    self.look(slot, other)
+                    self.look(worker, self.workers[other])
         return item
 
-    def look(self, slot: int, other: int) -> None:
-        item = self._turn[other] or self._queues[other].head()
+    def look(self, thief: Worker, victim: Worker) -> None:
+        slot, other = thief.slot, victim.slot
+        item = victim.head or victim.queue.head()
         if self.ordering.credit(other, item.client) <= 0:
             return
         self.looked += 1
         job, request = self.jobs[item.rid], item.request
         here, there = (request.matched_tokens(self.index.ready(s, item.keys)) for s in (slot, other))
-        fits = self._room(slot, request.prompt_tokens - here + job.expected)
-        waited = (self.now - request.arrived_us) * self._prefilling[slot].rate
+        fits = thief.has_capacity(request.prompt_tokens - here + job.expected)
+        waited = (self.now - request.arrived_us) * thief.prefilling.rate
         assert not fits or waited < there - here or slot in job.tried
 
 

@@ -1,40 +1,39 @@
-"""The one mind: events in, commands out.
+"""The scheduler: events in, commands out.
 
 ``Dispatcher.step`` routes each request to a worker, keeps a queue for each worker, orders it, and
-admits within credits. Everything is decided and reserved inside the call; the caller does the I/O
-afterwards and reports what came of it as further events.
+sends within the worker's capacity. Everything is decided and reserved inside the call; the caller does
+the I/O afterwards and reports what came of it as further events.
 
-Credits hold requests back so that fairness can act on them: a worker gets as many sequences and KV
-tokens as it can run at once, counted in this dispatcher's own books, and the rest waits here.
+Beside this file: ``worker.py`` (the books and the capacity of one worker), ``matching.py`` (what workers
+cache of a prompt), ``stealing.py`` (which request a worker takes from another's queue), ``invariants.py``
+(what is always true).
 """
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 
 from fairlead.core import events as ev
+from fairlead.core import invariants
 from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject, Why
-from fairlead.core.covered import covered
 from fairlead.core.fleet import FleetState
 from fairlead.core.job import Job
 from fairlead.core.ledger import Ledger
 from fairlead.core.lifecycle import ENDS, LifecycleError, State
-from fairlead.core.model import BlockKey, ClientId, Request, RequestId
-from fairlead.core.ordering.base import Fits, Ordering, Queue, Waiting
-from fairlead.core.prefilling import Prefilling
+from fairlead.core.matching import Matcher
+from fairlead.core.model import BlockKey, ClientId, Request, RequestId, WorkerId
+from fairlead.core.ordering.base import Ordering, Waiting
 from fairlead.core.prefix import PrefixIndex
-from fairlead.core.routing.base import Choice, Match, Routing
+from fairlead.core.routing.base import Choice, Routing
 from fairlead.core.settings import Settings
 from fairlead.core.shedding import QueueShares
+from fairlead.core.stealing import Stealing
+from fairlead.core.worker import Worker
 
 __all__ = ["Dispatcher", "Settings"]
 
 HOUR_US = 3_600_000_000
-_HIT_MEMORY = 0.98  # weight of the past in a worker's hit rate: the last ~50 requests count
-_OUTPUT_MEMORY = 0.98  # likewise for the mean output length
-_MASK_CACHE = 4096
-_LOOKS = 16
+_FORGET_EVERY_US = 60_000_000
+_OUTPUT_MEMORY = 0.98  # weight of the past in the mean output length: the last ~50 requests count
 
 
 class Dispatcher:
@@ -54,41 +53,32 @@ class Dispatcher:
         self.routing = routing
         self.ordering = ordering
         self.settings = settings or Settings()
-        self._gated = self.settings.prefill_backlog_us > 0
-        self._forward = self.settings.forward
-        self._moves = ordering.moves
-        self._looked = 0
-        """The slot whose queue was last asked for a request that may move."""
-        self._vacated: list[int] = []
-        """Slots whose turn has moved away: another of their requests may fit."""
-        self._tracked = ordering.uses_match
-        """Whether queues keep ``Waiting.matched`` current."""
         self.ledger = Ledger(self.settings.costs)
+        self.workers: list[Worker] = []
+        """By slot; a free slot still has the worker that had it last."""
         self.fleet = FleetState(self._count_kv)
         self.fleet.in_turns = ordering.in_turns
         self.index = PrefixIndex(self._on_stored, self._on_evicted)
+        self.matcher = Matcher(self.fleet, self.index)
         self.shares = QueueShares()
         self.jobs: dict[RequestId, Job] = {}
         """Requests that have not ended."""
+        self.parked: dict[RequestId, Job] = {}
+        """Those of them that no worker can take now."""
         self.ended = dict.fromkeys(ENDS, 0)
         self.arrived = 0
         self.retries = 0
         self.now = 0
-        self._queues: list[Queue | None] = []
-        self._fits_on: list[Fits] = []
-        self._turn: list[Waiting | None] = []
-        """Who is next but does not fit yet: a turn, once taken, is kept, or large requests starve."""
-        self._prefilling: list[Prefilling] = []
-        self._kv_extra: list[int] = []
-        self._hits: list[tuple[float, float]] = []
-        self._exact: list[bool] = []
-        self._leaving: set[int] = set()
-        self._parked: dict[RequestId, Job] = {}
+        self._stealing = Stealing(ordering, self.fleet, self.index, self.workers) if ordering.moves else None
+        self._robbed: list[Worker] = []
+        """Workers whose next request was taken away: another of theirs may fit."""
+        self._tracked = ordering.uses_match
+        """Whether queues keep ``Waiting.matched`` current."""
         self._deadlines: deque[tuple[int, RequestId]] = deque()
         self._seq = 0
         self._retry_tokens = float(self.settings.retry_burst)
-        self._block_tokens = self._sized_for = 16.0
-        self._slots_of: dict[int, tuple[int, ...]] = {}
+        self._block_tokens = self.fleet.block_tokens
+        """Tokens a block of the last request stands for: what the books follow, with a margin."""
         self._next_forget = 0
         self._handlers: dict[type, Callable[..., None]] = {
             ev.Arrived: self._arrived,
@@ -161,7 +151,7 @@ class Dispatcher:
         return []
 
     def _done(self, out: list[Command]) -> list[Command]:
-        if self._parked and self.fleet.candidates:
+        if self.parked and self.fleet.candidates:
             self._unpark(out)
         return out
 
@@ -223,11 +213,7 @@ class Dispatcher:
         victim = self.shares.victim()
         if victim is None or self.shares.count(victim[0]) <= self.shares.count(client) + 1:
             return False
-        job = self.jobs[victim[1]]
-        slot = job.slot
-        self._leave_queue(job)
-        self._end(job, "reject")
-        self._pump(slot, out)
+        self._end_waiting(self.jobs[victim[1]], "reject", out)
         out.append(Reject(victim[1], "queue_full", "the queue is full and this client has most waiting"))
         return not self._full()
 
@@ -238,16 +224,11 @@ class Dispatcher:
         job = self._job(rid)
         job.move("first_token")
         if job.pending:
-            self._prefilling[job.slot].computed(job.pending, self.now)
-            self._computed(job, out)
-
-    def _computed(self, job: Job, out: list[Command]) -> None:
-        """Count a running request's prompt as computed; there may be room for more prefill now."""
-        slot = job.slot
-        self.fleet.pending[slot] -= job.pending
-        job.pending = 0
-        if self.fleet.waiting:
-            self._pump(slot, out)
+            worker = self.workers[job.slot]
+            worker.prefilling.computed(job.pending, self.now)
+            worker.computed(job)
+            if self.fleet.waiting:  # there may be capacity for more prefill now
+                self._pump(worker, out)
 
     def _progressed(self, event: ev.Progressed, out: list[Command]) -> None:
         self._progress(event.rid, event.tokens)
@@ -271,9 +252,7 @@ class Dispatcher:
         expected = job.expected
         if after > expected or before > expected:
             over = max(after - expected, 0) - max(before - expected, 0)
-            job.kv_extra += over
-            self._kv_extra[job.slot] += over
-            self.fleet.kv_stale.add(job.slot)
+            self.workers[job.slot].outgrown(job, over)
 
     def _finished(self, event: ev.Finished, out: list[Command]) -> None:
         _, rid, prompt, cached, output = event
@@ -302,19 +281,20 @@ class Dispatcher:
         fleet = self.fleet
         fleet.mean_output += (job.decoded - fleet.mean_output) * (1 - _OUTPUT_MEMORY)
         job.account.requests += 1
-        self._leave_worker(job, computed=True)
+        worker = self.workers[slot]
+        worker.release(job, computed=True)
         self.ended[State.DONE] += 1
         del self.jobs[rid]
         if fleet.waiting:
-            self._pump(slot, out)
-        if slot in self._leaving:
-            self._free_if_empty(slot)
+            self._pump(worker, out)
+        if worker.leaving:
+            self._free_if_empty(worker)
 
     def _failed(self, event: ev.Failed, out: list[Command]) -> None:
         job = self._job(event.rid)
-        slot = job.slot
         if job.state is State.QUEUED:
             raise LifecycleError(f"request {event.rid} is queued: it cannot fail on a worker")
+        worker = self.workers[job.slot]
         if job.state is State.DECODING:
             self._end_running(job, "fail")
             out.append(Fail(event.rid, event.reason))
@@ -325,7 +305,7 @@ class Dispatcher:
             else:
                 self._end(job, "fail")
                 out.append(Fail(event.rid, event.reason))
-        self._pump(slot, out)
+        self._pump(worker, out)
 
     def _retry(self, job: Job, out: list[Command]) -> None:
         """Queue a request again, on another worker if there is one; it keeps its place by arrival."""
@@ -342,34 +322,39 @@ class Dispatcher:
         self.ledger.refund(job.account, job.extend)
         self.ordering.corrected(slot, request.client, -request.prompt_tokens, -job.extend)
         self.routing.unassigned(request, slot, job.extend, self.now)
-        self._leave_worker(job, computed=False)
+        self.workers[slot].release(job, computed=False)
 
     def _cancelled(self, event: ev.Cancelled, out: list[Command]) -> None:
         job = self._job(event.rid)
-        slot = job.slot
         if job.state is State.QUEUED:
-            self._leave_queue(job)
-            self._end(job, "cancel")
-            self._pump(slot, out)
+            self._end_waiting(job, "cancel", out)
         else:
-            worker = self.fleet.ids[slot]
+            worker = self.workers[job.slot]
+            name = self.fleet.ids[job.slot]
             # What was admitted stays charged: else hanging up before the first token would be free.
             self._end_running(job, "cancel")
-            out.append(Cancel(event.rid, worker))
-            self._pump(slot, out)
+            out.append(Cancel(event.rid, name))
+            self._pump(worker, out)
 
     def _end_running(self, job: Job, what: str) -> None:
         """End a request on its worker, with its reservation taken as the work that was done."""
         self.ledger.settle(job.account, job.extend, job.extend)
-        self._leave_worker(job, computed=job.state is State.DECODING)
+        self.workers[job.slot].release(job, computed=job.state is State.DECODING)
         self._end(job, what)
+
+    def _end_waiting(self, job: Job, what: str, out: list[Command]) -> None:
+        """End a request that waits; another of its queue may fit now."""
+        self._leave_queue(job)
+        self._end(job, what)
+        if job.slot >= 0:
+            self._pump(self.workers[job.slot], out)
 
     def _end(self, job: Job, what: str) -> None:
         job.move(what)
         self.ended[job.state] += 1
         del self.jobs[job.request.rid]
-        if job.slot in self._leaving:
-            self._free_if_empty(job.slot)
+        if job.slot >= 0 and self.workers[job.slot].leaving:
+            self._free_if_empty(self.workers[job.slot])
 
     def _job(self, rid: RequestId) -> Job:
         job = self.jobs.get(rid)
@@ -383,30 +368,20 @@ class Dispatcher:
         """Choose a worker for a request and send it, or queue it for that worker."""
         if not self._route(job):
             self._wait(job)
-            self._parked[job.request.rid] = job
+            self.parked[job.request.rid] = job
             return
-        slot, request, fleet = job.slot, job.request, self.fleet
+        worker = self.workers[job.slot]
         if (
-            not fleet.queued[slot]
-            and self._room(slot, job.extend + job.expected)
-            and self.ordering.passes(slot, request.client)
+            not self.fleet.queued[job.slot]
+            and worker.has_capacity(job.extend + job.expected)
+            and self.ordering.passes(job.slot, job.client)
         ):
-            fleet.begin(slot)
-            self._admit(job, slot, out)
-            fleet.kv_stale.add(slot)
+            self.fleet.begin(job.slot)
+            self._admit(job, worker, out)
             return
         self._wait(job)
-        self._enqueue(job, slot)
-        self._pump(slot, out)
-
-    def _enqueue(self, job: Job, slot: int) -> None:
-        """Put a request into a worker's queue."""
-        queue, request, fleet = self._queues[slot], job.request, self.fleet
-        assert queue is not None
-        fleet.add_queued(slot, 1)
-        fleet.waits(slot, request.client, job.pending)
-        queue.push(job, self.index.ready(slot, request.keys) if self._tracked else 0)
-        fleet.kv_stale.add(slot)
+        worker.enqueue(job)
+        self._pump(worker, out)
 
     def _wait(self, job: Job) -> None:
         """Count a request among the waiting."""
@@ -420,7 +395,7 @@ class Dispatcher:
         request, fleet = job.request, self.fleet
         if job.tried and not self._avoid(job.tried):
             return False
-        match = self._match(request)
+        match = self.matcher.match(request)
         choice = self.routing.choose(request, match, fleet, self.now)
         job.candidates = fleet.candidates
         if job.tried:
@@ -434,13 +409,8 @@ class Dispatcher:
 
     def _assign(self, job: Job, slot: int, matched: int) -> None:
         """Give a request to a worker in all books."""
-        request = job.request
-        job.slot = slot
-        job.hit_tokens = matched
-        job.extend = job.pending = extend = request.prompt_tokens - matched
-        self.routing.assigned(request, slot, extend, self.now)
-        job.claim = self.index.claim(slot, request.keys)
-        self.fleet.pending[slot] += extend
+        self.workers[slot].assign(job, matched)
+        self.routing.assigned(job.request, slot, job.extend, self.now)
 
     def _avoid(self, tried: tuple[int, ...]) -> bool:
         """Leave workers that failed a request out of the candidates, unless no other is left."""
@@ -450,325 +420,170 @@ class Dispatcher:
             fleet.candidates, fleet.candidate_mask = others, sum(1 << s for s in others)
         return bool(fleet.candidates)
 
-    def _match(self, request: Request) -> Match:
-        """Ask the index how much of the prompt each worker caches, for all workers at once."""
-        fleet = self.fleet
-        tokens = [0] * len(fleet.ids)
-        best = blocks_best = 0
-        holders: tuple[int, ...] = ()
-        candidate_mask = fleet.candidate_mask
-        prompt, size = request.prompt_tokens, request.block_tokens
-        for blocks, mask in self.index.match(request.keys):
-            matched = covered(prompt, size, blocks)
-            slots = self._slots(mask)
-            for slot in slots:
-                tokens[slot] = matched
-            eligible = mask & candidate_mask
-            if eligible and matched and not holders:
-                best, blocks_best = matched, blocks
-                holders = slots if eligible == mask else self._slots(eligible)
-        return Match(tokens, best, holders, blocks_best)
-
-    def _slots(self, mask: int) -> tuple[int, ...]:
-        """Return the slots of a mask. The same few masks recur, so the answers are kept."""
-        found = self._slots_of.get(mask)
-        if found is None:
-            if len(self._slots_of) >= _MASK_CACHE:
-                self._slots_of.clear()
-            slots = []
-            rest = mask
-            while rest:
-                low = rest & -rest
-                slots.append(low.bit_length() - 1)
-                rest ^= low
-            found = self._slots_of[mask] = tuple(slots)
-        return found
-
-    def _pump(self, slot: int, out: list[Command]) -> None:
-        """Admit from one worker's queue for as long as it has credit."""
-        if slot < 0:
+    def _pump(self, worker: Worker, out: list[Command]) -> None:
+        """Send from one worker's queue for as long as it has capacity."""
+        fleet, stealing, slot, queue = self.fleet, self._stealing, worker.slot, worker.queue
+        if not fleet.up[slot] or not (fleet.queued[slot] or (stealing is not None and fleet.waiting)):
             return
-        fleet = self.fleet
-        queue = self._queues[slot]
-        if queue is None or not fleet.up[slot] or not (fleet.queued[slot] or (self._moves and fleet.waiting)):
-            return
-        fits, turn = self._fits_on[slot], self._turn
-        while not self._busy(slot):
-            item = self._next_with_credit(slot, queue) if self._moves else turn[slot] or queue.head()
+        while not worker.full:
+            if stealing is None:
+                item = worker.head or queue.head()
+            else:
+                item = self._next_with_credit(worker, stealing)
             if item is None:
                 break
-            if not fits(item):
+            if not worker.fits(item):
                 if not self.ordering.skips:
-                    turn[slot] = item
+                    worker.head = item
                     break
-                item = queue.head(fits)
+                item = queue.head(worker.fits)
                 if item is None:
                     break
-            turn[slot] = None
-            queue.discard(item)
-            job = self.jobs[item.rid]
+            assert isinstance(item, Job)
             self.shares.remove(item.client, item.rid)
-            fleet.start(slot)
-            fleet.waits_no_more(slot, job.client, job.pending)
-            self._admit(job, slot, out)
-            fleet.kv_stale.add(slot)
-        while self._vacated:
-            self._pump(self._vacated.pop(), out)
+            worker.take(item)
+            self._admit(item, worker, out)
+        while self._robbed:
+            self._pump(self._robbed.pop(), out)
 
-    def _next_with_credit(self, slot: int, queue: Queue) -> Waiting | None:
+    def _next_with_credit(self, worker: Worker, stealing: Stealing) -> Waiting | None:
         """Return who goes next on a worker; somebody from another queue before one without credit."""
-        ordering, item = self.ordering, self._turn[slot]
-        if item is None or (ordering.credited() and ordering.credit(slot, item.client) <= 0):
-            self._turn[slot] = None
-            item = queue.head()
-        if ordering.credited() and (item is None or ordering.credit(slot, item.client) <= 0):
-            return self._fetch(slot) or item
+        item = worker.head
+        if item is None or stealing.overtaken(worker.slot, item):
+            worker.head = None
+            item = worker.queue.head()
+        if stealing.overtaken(worker.slot, item):
+            found = stealing.find(worker, self.now)
+            if found is not None:
+                self._steal(*found, worker)
+                return found[0]
         return item
 
-    def _fetch(self, slot: int) -> Waiting | None:
-        """Move the oldest request with credit that heads another queue here; None if none may move.
+    def _steal(self, job: Job, matched: int, thief: Worker) -> None:
+        """Move a request from the queue that it waits in to another worker's."""
+        victim = self.workers[job.slot]
+        if victim.head is job:
+            self._robbed.append(victim)
+        self._leave_slot(job, victim)
+        job.choice = Choice(thief.slot, branch=f"{self.routing.name}, moved: has credit")
+        job.candidates = (thief.slot,)
+        self._assign(job, thief.slot, matched)
+        thief.enqueue(job)
 
-        It may if there is room for it, and it has waited longer than it takes to compute what the other
-        worker caches of it. Up to ``_LOOKS`` queues are asked, the next ones in turn.
-        """
-        fleet = self.fleet
-        others = [s for s, queued in enumerate(fleet.queued) if queued and s != slot]
-        start = bisect_right(others, self._looked)
-        rate, best, best_here = self._prefilling[slot].rate, None, 0
-        for other in (others[start:] + others[:start])[:_LOOKS]:
-            queue = self._queues[other]
-            assert queue is not None
-            item = self._turn[other] or queue.head()
-            self._looked = other
-            if item is None or self.ordering.credit(other, item.client) <= 0:
-                continue
-            job = self.jobs[item.rid]
-            if (best is not None and job.seq > best.seq) or slot in job.tried:
-                continue
-            request = job.request
-            here = request.matched_tokens(self.index.ready(slot, request.keys))
-            there = request.matched_tokens(self.index.ready(other, request.keys))
-            worth = (self.now - request.arrived_us) * rate >= there - here
-            if worth and self._room(slot, request.prompt_tokens - here + job.expected):
-                best, best_here = job, here
-        if best is None:
-            return None
-        if self._turn[best.slot] is best:
-            self._vacated.append(best.slot)
-        self._leave_slot(best)
-        best.choice, best.candidates = Choice(slot, branch=f"{self.routing.name}, moved: has credit"), (slot,)
-        self._assign(best, slot, best_here)
-        self._enqueue(best, slot)
-        return best
-
-    def _fits(self, slot: int, item: Waiting) -> bool:
-        """Say whether the worker has credit for a request that waits for it."""
-        request = item.request
-        matched = item.matched if self._tracked else self.index.ready(slot, item.keys)
-        extend = request.prompt_tokens - request.matched_tokens(matched)
-        return self._room(slot, extend + self.jobs[request.rid].expected)
-
-    def _busy(self, slot: int) -> bool:
-        """Say whether the worker has all it can use, of whatever size the next request is."""
-        if self._forward:
-            return False
-        fleet = self.fleet
-        if fleet.running[slot] >= fleet.sequences[slot]:
-            return True
-        return self._gated and self._prefilling[slot].full
-
-    def _room(self, slot: int, tokens: int) -> bool:
-        """Say whether the worker has credit for one more sequence of so many new KV tokens.
-
-        An idle worker takes anything: a request that can never fit is for the engine to refuse, which
-        knows its own limit exactly.
-        """
-        fleet = self.fleet
-        if self._forward or not fleet.running[slot]:
-            return True
-        if self._busy(slot):
-            return False
-        in_use = self.index.pinned(slot) * self._sized_for + self._kv_extra[slot]
-        return in_use + tokens <= fleet.kv_tokens[slot]
-
-    def _admit(self, job: Job, slot: int, out: list[Command]) -> None:
+    def _admit(self, job: Job, worker: Worker, out: list[Command]) -> None:
         """Reserve everything for one request and say that it is to be sent."""
-        request, fleet = job.request, self.fleet
-        claim, choice = job.claim, job.choice
-        assert claim is not None
-        rid, client = job.rid, job.client
-        prompt, size = request.prompt_tokens, request.block_tokens
-        matched = covered(prompt, size, self.index.start(claim))
-        extend = prompt - matched
-        if extend != job.extend:
-            self.routing.corrected(client, slot, 0, extend - job.extend)
-            fleet.pending[slot] += extend - job.pending
-            job.extend = job.pending = extend
-            job.hit_tokens = matched
-        job.move("dispatch")
-        job.attempts += 1
-        job.kv_extra = max(0, prompt - int(len(request.keys) * size)) + job.expected
-        self._kv_extra[slot] += job.kv_extra
-        fleet.context[slot] += prompt
-        prefilling = self._prefilling[slot]
-        prefilling.begin(extend, self.now)
-        if not request.streamed:
-            prefilling.guess(rid, self.now)
-        job.account = self.ledger.reserve(client, extend, self.now)
-        credit = self.ordering.admitted(slot, job, extend)
-        why = Why(choice.branch or self.routing.name, choice.scores, job.candidates, matched, credit)
-        hits, total = self._hits[slot]
-        self._hits[slot] = hits, total = (
-            hits * _HIT_MEMORY + matched,
-            total * _HIT_MEMORY + prompt,
-        )
-        fleet.hit_rate[slot] = hits / total if total else 0.0
-        out.append(Dispatch(rid, fleet.ids[slot], job.attempts, why))
+        choice, slot = job.choice, worker.slot
+        change = worker.start(job, self.now)
+        if change:
+            self.routing.corrected(job.client, slot, 0, change)
+        job.account = self.ledger.reserve(job.client, job.extend, self.now)
+        credit = self.ordering.admitted(slot, job, job.extend)
+        branch = choice.branch or self.routing.name
+        why = Why(branch, choice.scores, job.candidates, job.request.prompt_tokens - job.extend, credit)
+        out.append(Dispatch(job.rid, self.fleet.ids[slot], job.attempts, why))
 
     def _leave_queue(self, job: Job) -> None:
         """Take a queued request out of its worker's queue, or of the parked ones; it costs nothing."""
         self.shares.remove(job.client, job.rid)
         if job.slot < 0:
-            del self._parked[job.rid]
+            del self.parked[job.rid]
         else:
-            self._leave_slot(job)
+            self._leave_slot(job, self.workers[job.slot])
 
-    def _leave_slot(self, job: Job) -> None:
+    def _leave_slot(self, job: Job, worker: Worker) -> None:
         """Take a request out of its worker's queue; it goes on waiting elsewhere, or ends."""
-        request, slot = job.request, job.slot
-        queue = self._queues[slot]
-        assert queue is not None
-        assert job.claim is not None
-        queue.discard(job)
-        self.fleet.waits_no_more(slot, request.client, job.pending)
-        if self._turn[slot] is job:
-            self._turn[slot] = None
-        self.index.abandon(job.claim)
-        self.routing.unassigned(request, slot, job.extend, self.now)
-        self.fleet.pending[slot] -= job.pending
-        job.pending = 0
-        self.fleet.add_queued(slot, -1)
-        self.fleet.kv_stale.add(slot)
-
-    def _leave_worker(self, job: Job, *, computed: bool) -> None:
-        """Give back the credit of a running request; its blocks stay cached if they were computed."""
-        slot = job.slot
-        assert job.claim is not None
-        if computed:
-            self.index.end(job.claim)
-        else:
-            self.index.abandon(job.claim)
-        if job.pending:
-            self._prefilling[slot].gone(job.pending)
-            self.fleet.pending[slot] -= job.pending
-            job.pending = 0
-        self._kv_extra[slot] -= job.kv_extra
-        job.kv_extra = 0
-        self.fleet.context[slot] -= job.request.prompt_tokens
-        self.fleet.end(slot)
-        self.fleet.kv_stale.add(slot)
-
-    def _count_kv(self, slot: int) -> tuple[int, int, int]:
-        """Return the KV tokens assigned to a worker, in use by what runs on it, and cached."""
-        tokens = self._sized_for
-        extra = self._kv_extra[slot]
-        assigned = int(self.index.assigned(slot) * tokens) + extra
-        return assigned, int(self.index.pinned(slot) * tokens) + extra, int(self.index.cached(slot) * tokens)
+        worker.leave(job)
+        self.routing.unassigned(job.request, worker.slot, job.extend, self.now)
 
     # ------------------------------------------------------------------ workers and their caches
 
     def _worker_up(self, event: ev.WorkerUp, out: list[Command]) -> None:
-        fleet, limits = self.fleet, event.limits
+        fleet, index = self.fleet, self.index
         slot = fleet.slots.get(event.worker)
-        blocks = self._blocks(limits.kv_tokens)
         if slot is None:
             slot = fleet.join(event.worker)
-            if slot == len(self._queues):
-                self._queues.append(None)
-                self._fits_on.append(partial(self._fits, slot))
-                self._turn.append(None)
-                self._prefilling.append(Prefilling(self.settings.prefill_backlog_us))
-                self._kv_extra.append(0)
-                self._hits.append((0.0, 0.0))
-                self._exact.append(False)
-            self.index.add(slot, blocks, event.exact)
-            self._queues[slot] = self.ordering.make_queue(slot, partial(self.index.ready, slot))
-            self._hits[slot] = (0.0, 0.0)
-            self._prefilling[slot] = Prefilling(self.settings.prefill_backlog_us)
+            fleet.set_limits(slot, event.limits)
+            index.add(slot, fleet.kv_blocks(slot), event.exact)
+            worker = Worker(slot, event.exact, fleet, index, self.ordering, self.settings)
+            self.workers[slot : slot + 1] = [worker]
             self.routing.slot_reset(slot)
         else:
-            self._leaving.discard(slot)
-            self.index.resize(slot, blocks)
-            if self._exact[slot] is not event.exact:
-                self.index.clear(slot, event.exact)
-        self._exact[slot] = event.exact
+            worker = self.workers[slot]
+            worker.leaving = False
+            fleet.set_limits(slot, event.limits)
+            worker.resize()
+            if worker.precise is not event.exact:
+                index.clear(slot, event.exact)
+                worker.precise = event.exact
         fleet.kv_stale.add(slot)
-        fleet.set_limits(slot, limits)
         fleet.set_up(slot, up=True)
-        self._pump(slot, out)
+        self._pump(worker, out)
 
     def _unpark(self, out: list[Command]) -> None:
         """Route what no worker could take before, oldest first, for as long as one can."""
-        for job in sorted(self._parked.values(), key=lambda job: job.seq):
+        for job in sorted(self.parked.values(), key=lambda job: job.seq):
             if not self.fleet.candidates:
                 return
             self._leave_queue(job)
             self._place(job, out)
 
-    def _blocks(self, kv_tokens: int) -> int:
-        return max(1, int(kv_tokens / self._sized_for))
-
     def _worker_down(self, event: ev.WorkerDown, out: list[Command]) -> None:
-        slot = self.fleet.slots[event.worker]
+        self._take_down(self._worker(event.worker), event.forget_cache, out)
+
+    def _take_down(self, worker: Worker, forget_cache: bool, out: list[Command]) -> None:
+        """Send nothing more to a worker, and route again what waits for it."""
+        slot = worker.slot
         self.fleet.set_up(slot, up=False)
-        queue = self._queues[slot]
-        assert queue is not None
-        moved = sorted((self.jobs[item.rid] for item in queue), key=lambda job: job.seq)
+        moved = sorted((self.jobs[item.rid] for item in worker.queue), key=lambda job: job.seq)
         for job in moved:
             self._leave_queue(job)
-        if event.forget_cache:
-            self.index.clear(slot, self._exact[slot])
+        if forget_cache:
+            self.index.clear(slot, worker.precise)
             self.fleet.kv_stale.add(slot)
         for job in moved:
             job.slot = -1
             self._place(job, out)
 
     def _worker_gone(self, event: ev.WorkerGone, out: list[Command]) -> None:
-        slot = self.fleet.slots[event.worker]
-        if self.fleet.up[slot]:
-            self._worker_down(ev.WorkerDown(event.at, event.worker), out)
-        self._leaving.add(slot)
-        self._free_if_empty(slot)
+        worker = self._worker(event.worker)
+        if self.fleet.up[worker.slot]:
+            self._take_down(worker, forget_cache=True, out=out)
+        worker.leaving = True
+        self._free_if_empty(worker)
 
-    def _free_if_empty(self, slot: int) -> None:
+    def _free_if_empty(self, worker: Worker) -> None:
+        slot = worker.slot
         if self.fleet.bs[slot]:
             return
-        self._leaving.discard(slot)
+        worker.leaving = False
         self.index.drop(slot)
         self.ordering.drop_queue(slot)
         self.routing.slot_reset(slot)
-        self._queues[slot] = None
-        self._kv_extra[slot] = 0
         self.fleet.leave(slot)
 
     def _worker_changed(self, event: ev.WorkerChanged, out: list[Command]) -> None:
-        fleet = self.fleet
-        slot = fleet.slots[event.worker]
+        fleet, worker = self.fleet, self._worker(event.worker)
+        slot = worker.slot
         if event.limits is not None:
             fleet.set_limits(slot, event.limits)
-            self.index.resize(slot, self._blocks(event.limits.kv_tokens))
-            fleet.kv_stale.add(slot)
+            worker.resize()
         if event.engine_running is not None or event.engine_waiting is not None:
             fleet.engine_running[slot] = event.engine_running or 0
             fleet.engine_waiting[slot] = event.engine_waiting or 0
             fleet.reported_us[slot] = self.now
-        self._pump(slot, out)
+        self._pump(worker, out)
+
+    def _worker(self, name: WorkerId) -> Worker:
+        return self.workers[self.fleet.slots[name]]
+
+    def _count_kv(self, slot: int) -> tuple[int, int, int]:
+        return self.workers[slot].count_kv()
 
     def _cache_stored(self, event: ev.CacheStored, out: list[Command]) -> None:
-        slot = self.fleet.slots[event.worker]
-        self.index.stored(slot, event.keys, event.parent)
-        self.fleet.kv_stale.add(slot)
-        self._pump(slot, out)
+        worker = self._worker(event.worker)
+        self.index.stored(worker.slot, event.keys, event.parent)
+        self.fleet.kv_stale.add(worker.slot)
+        self._pump(worker, out)
 
     def _cache_evicted(self, event: ev.CacheEvicted, out: list[Command]) -> None:
         slot = self.fleet.slots[event.worker]
@@ -776,113 +591,71 @@ class Dispatcher:
         self.fleet.kv_stale.add(slot)
 
     def _cache_cleared(self, event: ev.CacheCleared, out: list[Command]) -> None:
-        slot = self.fleet.slots[event.worker]
-        self.index.clear(slot, event.exact)
-        self._exact[slot] = event.exact
-        self.fleet.kv_stale.add(slot)
+        worker = self._worker(event.worker)
+        self.index.clear(worker.slot, event.exact)
+        worker.precise = event.exact
+        self.fleet.kv_stale.add(worker.slot)
 
     def _on_stored(self, slot: int, keys: Iterable[BlockKey]) -> None:
-        queue = self._queues[slot]
-        if queue is not None and self.fleet.queued[slot] and self._tracked:
-            queue.cache_stored(keys)
+        if self._tracked and self.fleet.queued[slot]:
+            self.workers[slot].queue.cache_stored(keys)
 
     def _on_evicted(self, slot: int, keys: Iterable[BlockKey]) -> None:
-        queue = self._queues[slot]
-        if queue is not None and self.fleet.queued[slot] and self._tracked:
-            queue.cache_evicted(keys)
+        if self._tracked and self.fleet.queued[slot]:
+            self.workers[slot].queue.cache_evicted(keys)
 
     # ------------------------------------------------------------------ time
 
     def _tick(self, event: ev.Tick, out: list[Command]) -> None:
+        self._time_out(out)
+        fleet = self.fleet
+        if abs(self._block_tokens - fleet.block_tokens) > 0.05 * fleet.block_tokens:
+            fleet.block_tokens = self._block_tokens
+            for slot in fleet.slots.values():
+                self.workers[slot].resize()
+                self._pump(self.workers[slot], out)
+        for slot in fleet.slots.values():
+            self._guess_computed(self.workers[slot], out)
+            if self._stealing is not None and fleet.waiting:
+                self._pump(self.workers[slot], out)
+        self.ordering.tick(self.now)
+        self.routing.tick(self.now)
+        if self.now >= self._next_forget:
+            self._next_forget = self.now + _FORGET_EVERY_US
+            self.ledger.forget_idle(self.now - HOUR_US, self.settings.max_clients)
+
+    def _time_out(self, out: list[Command]) -> None:
+        """Reject what has waited for too long."""
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= self.now:
             _, rid = deadlines.popleft()
             job = self.jobs.get(rid)
             if job is not None and job.state is State.QUEUED:
-                slot = job.slot
-                self._leave_queue(job)
-                self._end(job, "reject")
-                self._pump(slot, out)
+                self._end_waiting(job, "reject", out)
                 seconds = self.settings.queue_timeout_us / 1e6
                 out.append(Reject(rid, "queue_timeout", f"no worker had room within {seconds:g} s"))
         if len(deadlines) > 2 * self.shares.total + 1000:
             waiting = ((at, rid) for at, rid in deadlines if rid in self.jobs)
             self._deadlines = deque(entry for entry in waiting if self.jobs[entry[1]].state is State.QUEUED)
-        if abs(self._block_tokens - self._sized_for) > 0.05 * self._sized_for:
-            self._sized_for = self._block_tokens
-            for slot in self.fleet.slots.values():
-                self.index.resize(slot, self._blocks(self.fleet.kv_tokens[slot]))
-                self.fleet.kv_stale.add(slot)
-                self._pump(slot, out)
-        for slot in self.fleet.slots.values():
-            self._guess_computed(slot, out)
-            if self._moves and self.fleet.waiting:
-                self._pump(slot, out)
-        self.ordering.tick(self.now)
-        self.routing.tick(self.now)
-        if self.now >= self._next_forget:
-            self._next_forget = self.now + 60_000_000
-            self.ledger.forget_idle(self.now - HOUR_US, self.settings.max_clients)
 
-    def _guess_computed(self, slot: int, out: list[Command]) -> None:
+    def _guess_computed(self, worker: Worker, out: list[Command]) -> None:
         """Count requests that say nothing before they end as computed when they should be."""
-        while (rid := self._prefilling[slot].due(self.now)) is not None:
+        prefilling = worker.prefilling
+        while (rid := prefilling.due(self.now)) is not None:
             job = self.jobs.get(rid)
-            if job is not None and job.slot == slot and job.state is State.RUNNING and job.pending:
-                self._prefilling[slot].gone(job.pending)
-                self._computed(job, out)
+            if job is not None and job.slot == worker.slot and job.state is State.RUNNING and job.pending:
+                prefilling.gone(job.pending)
+                worker.computed(job)
+                if self.fleet.waiting:
+                    self._pump(worker, out)
 
-    # ------------------------------------------------------------------ checks
+    # ------------------------------------------------------------------ for tests and people
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken. Costs time in proportion to all state."""
-        fleet = self.fleet
-        states = [job.state for job in self.jobs.values()]
-        waiting = sum(state is State.QUEUED for state in states)
-        assert self.arrived == len(self.jobs) + sum(self.ended.values()), "a request was lost"
-        assert waiting == self.shares.total == len(self._parked) + sum(fleet.queued), "queue counts differ"
-        assert len(states) - waiting == sum(fleet.running), "running counts differ"
-        assert fleet.waiting == sum(fleet.queued), "counts of who waits differ"
-        self.ledger.check()
-        self.ordering.check()
-        self.index.check()
-        outstanding = dict.fromkeys(self.ledger.accounts, 0)
-        for job in self.jobs.values():
-            if job.state is not State.QUEUED:
-                outstanding[job.request.client] += job.extend * self.settings.costs.extend
-        for client, account in self.ledger.accounts.items():
-            assert account.outstanding == outstanding[client], f"outstanding work of {client} differs"
-        for slot in fleet.slots.values():
-            self._check_slot(slot)
-
-    def _check_slot(self, slot: int) -> None:
-        fleet, queue = self.fleet, self._queues[slot]
-        assert queue is not None
-        mine = [job for job in self.jobs.values() if job.slot == slot]
-        name = fleet.ids[slot]
-        assert fleet.queued[slot] == len(queue), f"{name}: queue length differs"
-        assert fleet.bs[slot] == fleet.queued[slot] + fleet.running[slot] == len(mine), (
-            f"{name}: batch differs"
-        )
-        assert fleet.pending[slot] == sum(job.pending for job in mine), f"{name}: pending prefill differs"
-        sent = sum(job.pending for job in mine if job.state is not State.QUEUED)
-        assert fleet.pending[slot] - fleet.waiting_tokens(slot) == sent, f"{name}: tokens that wait differ"
-        assert self._prefilling[slot].tokens == sent, f"{name}: prefill under way differs"
-        assert self._kv_extra[slot] == sum(job.kv_extra for job in mine), f"{name}: KV books differ"
-        prompts = sum(job.request.prompt_tokens for job in mine if job.state is not State.QUEUED)
-        assert fleet.context[slot] == prompts, f"{name}: context differs"
-        for item in queue if self._tracked else ():
-            assert item.matched == self.index.ready(slot, item.keys), f"{name}: stale match of {item!r}"
-        if fleet.up[slot] and queue and not self._busy(slot):
-            head = self._turn[slot] or queue.head(self._fits_on[slot])
-            assert head is None or not self._fits(slot, head), f"{name} idles while {head!r} fits"
+        invariants.check(self)
 
     def __repr__(self) -> str:
-        fleet = self.fleet
-        workers = " ".join(
-            f"{fleet.ids[s]}:{'up' if fleet.up[s] else 'down'} "
-            f"{fleet.running[s]}/{fleet.sequences[s]}+{fleet.queued[s]}"
-            for s in sorted(fleet.slots.values())
-        )
+        workers = " ".join(repr(self.workers[slot]) for slot in sorted(self.fleet.slots.values()))
         ends = " ".join(f"{state}={count}" for state, count in self.ended.items())
         return f"<Dispatcher queued={self.queued} running={self.running} {ends} | {workers}>"

@@ -38,6 +38,8 @@ class FleetState:
         self.queue_limit: list[int] = []
         self.context: list[int] = []
         self.mean_output = 128.0
+        self.block_tokens = 16.0
+        """Tokens that a block stands for, in the KV books of all workers."""
         self.hit_rate: list[float] = []
         self.engine_waiting: list[int] = []
         self.engine_running: list[int] = []
@@ -117,6 +119,10 @@ class FleetState:
         self._free.append(slot)
         self._free.sort(reverse=True)
         self.refresh()
+
+    def kv_blocks(self, slot: int) -> int:
+        """Return the blocks that a worker's KV pool holds."""
+        return max(1, int(self.kv_tokens[slot] / self.block_tokens))
 
     def set_limits(self, slot: int, limits: Limits) -> None:
         """Take over what the worker can hold."""

@@ -1,0 +1,71 @@
+"""What is always true of a dispatcher between two events; the tests ask after each one.
+
+The numbers are those of docs/architecture.md. It costs time in proportion to all state.
+"""
+
+from typing import TYPE_CHECKING
+
+from fairlead.core.job import Job
+from fairlead.core.lifecycle import State
+from fairlead.core.worker import Worker
+
+if TYPE_CHECKING:
+    from fairlead.core.dispatcher import Dispatcher
+
+
+def check(dispatcher: "Dispatcher") -> None:
+    """Raise AssertionError if an invariant is broken."""
+    _check_conservation(dispatcher)
+    _check_ledger(dispatcher)
+    dispatcher.ordering.check()
+    dispatcher.index.check()
+    of_slot: dict[int, list[Job]] = {slot: [] for slot in dispatcher.fleet.slots.values()}
+    for job in dispatcher.jobs.values():
+        if job.slot >= 0:
+            of_slot[job.slot].append(job)
+    for slot, jobs in of_slot.items():
+        _check_worker(dispatcher, dispatcher.workers[slot], jobs)
+
+
+def _check_conservation(dispatcher: "Dispatcher") -> None:
+    """Invariants 1 and 10: each request that arrived is in exactly one place."""
+    fleet, jobs = dispatcher.fleet, dispatcher.jobs
+    waiting = sum(job.state is State.QUEUED for job in jobs.values())
+    assert dispatcher.arrived == len(jobs) + sum(dispatcher.ended.values()), "a request was lost"
+    assert waiting == dispatcher.shares.total, "queue counts differ"
+    assert waiting == len(dispatcher.parked) + sum(fleet.queued), "queue counts differ"
+    assert len(jobs) - waiting == sum(fleet.running), "running counts differ"
+    assert fleet.waiting == sum(fleet.queued), "counts of who waits differ"
+
+
+def _check_ledger(dispatcher: "Dispatcher") -> None:
+    """Invariant 2: the ledger balances, and reserves for what runs."""
+    ledger = dispatcher.ledger
+    ledger.check()
+    outstanding = dict.fromkeys(ledger.accounts, 0)
+    for job in dispatcher.jobs.values():
+        if job.state is not State.QUEUED:
+            outstanding[job.client] += job.extend * ledger.costs.extend
+    for client, account in ledger.accounts.items():
+        assert account.outstanding == outstanding[client], f"outstanding work of {client} differs"
+
+
+def _check_worker(dispatcher: "Dispatcher", worker: Worker, jobs: list[Job]) -> None:
+    """The books of one worker are those of its requests; invariant 3: it does not idle."""
+    fleet, slot, queue = dispatcher.fleet, worker.slot, worker.queue
+    name = fleet.ids[slot]
+    sent = [job for job in jobs if job.state is not State.QUEUED]
+    assert fleet.queued[slot] == len(queue), f"{name}: queue length differs"
+    assert fleet.bs[slot] == fleet.queued[slot] + fleet.running[slot] == len(jobs), f"{name}: batch differs"
+    assert fleet.pending[slot] == sum(job.pending for job in jobs), f"{name}: pending prefill differs"
+    under_way = sum(job.pending for job in sent)
+    assert fleet.pending[slot] - fleet.waiting_tokens(slot) == under_way, f"{name}: tokens that wait differ"
+    assert worker.prefilling.tokens == under_way, f"{name}: prefill under way differs"
+    assert worker.kv_extra == sum(job.kv_extra for job in jobs), f"{name}: KV books differ"
+    prompts = sum(job.request.prompt_tokens for job in sent)
+    assert fleet.context[slot] == prompts, f"{name}: context differs"
+    for item in queue if dispatcher.ordering.uses_match else ():
+        assert item.matched == dispatcher.index.ready(slot, item.keys), f"{name}: stale match of {item!r}"
+    if fleet.up[slot] and queue and not worker.full:
+        head = worker.head or queue.head(worker.fits)
+        assert head is None or not worker.fits(head), f"{name} idles while {head!r} fits"

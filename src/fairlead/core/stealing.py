@@ -1,0 +1,67 @@
+"""Work stealing: a worker that would serve a client without credit takes a request of one that has some.
+
+Only for orderings that keep one account a client for the whole fleet (``Ordering.moves``). The request is
+taken from the queue of another worker, where it may have been put for what that worker caches. So it is
+taken only once it has waited for longer than computing anew what is cached there would take.
+"""
+
+from bisect import bisect_right
+
+from fairlead.core.fleet import FleetState
+from fairlead.core.job import Job
+from fairlead.core.ordering.base import Ordering, Waiting
+from fairlead.core.prefix import PrefixIndex
+from fairlead.core.worker import Worker
+
+_MOST_QUEUES = 16
+"""Queues that are asked each time, the next ones in turn: a large fleet must not make this slow."""
+
+
+class Stealing:
+    """Looks for requests to be stolen. It changes no books: whoever asked moves what was found."""
+
+    __slots__ = ("_asked_last", "_fleet", "_index", "_ordering", "_workers")
+
+    def __init__(
+        self, ordering: Ordering, fleet: FleetState, index: PrefixIndex, workers: list[Worker]
+    ) -> None:
+        self._ordering = ordering
+        self._fleet = fleet
+        self._index = index
+        self._workers = workers
+        """By slot."""
+        self._asked_last = 0
+        """The slot whose queue was asked last."""
+
+    def overtaken(self, slot: int, item: Waiting | None) -> bool:
+        """Say whether ``item``, next on a worker, should let a request with credit go first."""
+        ordering = self._ordering
+        return ordering.credited() and (item is None or ordering.credit(slot, item.client) <= 0)
+
+    def find(self, thief: Worker, now: int) -> tuple[Job, int] | None:
+        """Return the oldest request that heads another queue and may be taken; None if there is none.
+
+        It must have credit, have capacity here, and have waited long enough; and this worker must not
+        have failed it before. The number is the prompt tokens that are cached here.
+        """
+        slot, workers, ordering, ready = thief.slot, self._workers, self._ordering, self._index.ready
+        others = [s for s, queued in enumerate(self._fleet.queued) if queued and s != slot]
+        start = bisect_right(others, self._asked_last)
+        rate = thief.prefilling.rate
+        best: tuple[Job, int] | None = None
+        for other in (others[start:] + others[:start])[:_MOST_QUEUES]:
+            victim = workers[other]
+            item = victim.head or victim.queue.head()
+            self._asked_last = other
+            if item is None or ordering.credit(other, item.client) <= 0:
+                continue
+            assert isinstance(item, Job)
+            if (best is not None and item.seq > best[0].seq) or slot in item.tried:
+                continue
+            request = item.request
+            here = request.matched_tokens(ready(slot, request.keys))
+            there = request.matched_tokens(ready(other, request.keys))
+            waited_enough = (now - request.arrived_us) * rate >= there - here
+            if waited_enough and thief.has_capacity(request.prompt_tokens - here + item.expected):
+                best = item, here
+        return best
