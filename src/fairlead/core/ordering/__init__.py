@@ -10,7 +10,9 @@ from fairlead.core.ordering.lpm import Lpm
 from fairlead.core.ordering.vtc import Vtc
 from fairlead.core.registry import Registry
 
-ORDERINGS: Registry[Ordering] = Registry("ordering policy", (Fcfs, Lpm, Vtc, Dlpm))
+ORDERINGS: Registry[Ordering] = Registry(
+    "ordering policy", (Fcfs, Lpm, Vtc, Dlpm), group="fairlead.ordering", method="make_queue"
+)
 
 __all__ = ["ORDERINGS", "Ordering", "OrderingContext", "make_ordering"]
 

@@ -35,6 +35,8 @@ POLICIES: Registry[RoutingBase] = Registry(
         FairLMetric,
         Marginal,
     ),
+    group="fairlead.routing",
+    method="choose",
 )
 
 

@@ -1,0 +1,1 @@
+"""Two scheduling policies for fairlead."""
