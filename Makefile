@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo fast test test-fast lint check bench experiments test-engines lock clean help
+.PHONY: demo fast test test-fast test-examples lint check bench experiments test-engines lock clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -40,6 +40,13 @@ test-engines: | $(BIN)/python ## the suite on two real vLLM servers, in .venv-en
 	@$(PYTHON) scripts/setup_engines.py
 	FAIRLEAD_PURE=1 $(VENV)-engines/bin/python -m pytest --override-ini addopts="-q --strict-markers" \
 	  --confcutdir=tests/engines tests/engines $(ARGS)
+
+test-examples: $(VENV)/.dev ## policies in a package of their own, installed and run as a user would
+	rm -rf out/examples
+	$(PIP) install --no-deps --no-build-isolation --target out/examples ./examples/fairlead-example-policies
+	PYTHONPATH=out/examples $(BIN)/fairlead policies | grep "package: fairlead-example-policies"
+	PYTHONPATH=out/examples $(BIN)/fairlead simulate judge --requests 100 --policy warmest:slack=4 --order round_robin_clients
+	PYTHONPATH=out/examples $(BIN)/python -m pytest -q -p no:cacheprovider examples/fairlead-example-policies
 
 lint: $(VENV)/.dev ## ruff and mypy, strict
 	$(BIN)/ruff check .

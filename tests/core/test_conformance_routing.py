@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from fairlead.core.model import Request
 from fairlead.core.params import PolicyError
 from fairlead.core.routing import POLICIES, make_routing
-from fairlead.core.routing.base import Match, RoutingContext
+from fairlead.core.routing.base import RoutingContext
 
+from .driver import Driver, make_dispatcher
 from .routing_fleet import PlainFleet, match, policy, request
 
 RANDOM = {"random", "power_of_two"}
@@ -66,14 +67,12 @@ class World:
         keys = range(10_000 * family, 10_000 * family + prompt // 16)
         req = Request(self.rid, rng.choice(self.clients), prompt, keys, session=rng.choice(["", "s1", "s2"]))
         m = self.match(req, family)
+        if not fleet.candidates:  # nobody asks then
+            return
         before = fleet.snapshot()
         choice = self.policy.choose(req, m, fleet, self.now)
         assert fleet.snapshot() == before
-        self.log.append(choice and (choice.slot, choice.branch, list(choice.scores)))
-        if not fleet.candidates:
-            assert choice is None
-            return
-        assert choice is not None
+        self.log.append((choice.slot, choice.branch, list(choice.scores)))
         slot = choice.slot
         assert slot in fleet.candidates
         assert len(choice.scores) in (0, len(fleet.candidates))
@@ -152,7 +151,7 @@ class World:
 @every_policy
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**9), size=st.integers(1, 8))
-def test_picks_only_candidates_and_none_only_without_any(name, given_params, seed, size):
+def test_picks_only_candidates(name, given_params, seed, size):
     """Workers come, go, fill up and give their slots to others; the views stay as they were."""
     World(name, given_params, seed, size).run(200)
 
@@ -213,12 +212,24 @@ def test_decisions_do_not_depend_on_the_hash_seed():
     assert len(traces[0].splitlines()) == len(VARIANTS)
 
 
-@every_policy
-def test_no_worker_gives_none(name, given_params):
-    tested, nobody, all_down = policy(name, **given_params), PlainFleet(0), PlainFleet(3)
-    all_down.candidates = []
-    assert tested.choose(request(), Match([], 0, []), nobody, 0) is None
-    assert tested.choose(request(), match(all_down), all_down, 0) is None
+@pytest.mark.pure_only("replaces a method")
+@pytest.mark.parametrize("seed", range(5))
+def test_the_dispatcher_asks_no_policy_while_there_is_no_candidate(seed):
+    """Workers that are down, full, gone, or have all failed a request: then it waits, whatever the policy."""
+    dispatcher, asked = make_dispatcher("least_requests"), []
+    choose = dispatcher.routing.choose
+
+    def counted(request, match, fleet, now):
+        asked.append(len(fleet.candidates))
+        return choose(request, match, fleet, now)
+
+    dispatcher.routing.choose = counted
+    driver, waited = Driver(dispatcher, random.Random(seed)), 0
+    for _ in range(400):
+        driver.step()
+        waited += dispatcher.queued > 0 and not dispatcher.fleet.candidates
+    assert min(asked) > 0
+    assert waited, "this must come up in the run"
 
 
 @every_policy

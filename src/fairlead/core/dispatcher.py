@@ -393,15 +393,15 @@ class Dispatcher:
     def _route(self, job: Job) -> bool:
         """Choose a worker and assign the request to it in all books; False if no worker can take it."""
         request, fleet = job.request, self.fleet
-        if job.tried and not self._avoid(job.tried):
+        if not fleet.candidates:
             return False
+        if job.tried:
+            self._avoid(job.tried)
         match = self.matcher.match(request)
         choice = self.routing.choose(request, match, fleet, self.now)
         job.candidates = fleet.candidates
         if job.tried:
             fleet.refresh()
-        if choice is None:
-            return False
         job.choice = choice
         self._block_tokens = request.block_tokens
         self._assign(job, choice.slot, match.tokens[choice.slot])
@@ -412,13 +412,12 @@ class Dispatcher:
         self.workers[slot].assign(job, matched)
         self.routing.assigned(job.request, slot, job.extend, self.now)
 
-    def _avoid(self, tried: tuple[int, ...]) -> bool:
+    def _avoid(self, tried: tuple[int, ...]) -> None:
         """Leave workers that failed a request out of the candidates, unless no other is left."""
         fleet = self.fleet
         others = [s for s in fleet.candidates if s not in tried]
         if others:
             fleet.candidates, fleet.candidate_mask = others, sum(1 << s for s in others)
-        return bool(fleet.candidates)
 
     def _pump(self, worker: Worker, out: list[Command]) -> None:
         """Send from one worker's queue for as long as it has capacity."""

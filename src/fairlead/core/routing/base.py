@@ -149,8 +149,8 @@ class Routing(Protocol):
     summary: ClassVar[str]
     params: ClassVar[tuple[Param, ...]]
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:
-        """Pick a slot among ``fleet.candidates``; None only if there are none. ``now`` microseconds."""
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:
+        """Pick a slot among ``fleet.candidates``, of which there is at least one. ``now`` microseconds."""
 
     def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
         """The request was given to ``slot``; ``extend_tokens`` of it are to be computed there."""
@@ -208,8 +208,8 @@ class RoutingBase:
         self.last = -1
         """The slot assigned most recently: ties go to the first tied slot after it, cyclically."""
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:
-        """Pick a slot among ``fleet.candidates``; None only if there are none. ``now`` microseconds."""
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:
+        """Pick a slot among ``fleet.candidates``, of which there is at least one. ``now`` microseconds."""
         raise NotImplementedError
 
     def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:  # noqa: ARG002 - for books

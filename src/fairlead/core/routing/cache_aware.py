@@ -36,11 +36,9 @@ class CacheAware(RoutingBase):
         self._abs = self.values.integer("balance_abs_threshold")
         self._rel = self.values.number("balance_rel_threshold")
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Check the gate, then the threshold."""
         slots = fleet.candidates
-        if not slots:
-            return None
         (bs,) = columns(fleet, slots, fleet.bs)
         low, high = min(bs), max(bs)
         if high - low > self._abs and high > self._rel * low:

@@ -82,11 +82,9 @@ class D2lpm(DeficitRouting):
     source = "[DLPM] arXiv 2501.14312, Algorithm 2"
     summary = "Longest match among workers where the client has credit, else any with credit; least queued."
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Refill if need be, keep the workers with credit, and pick the least queued."""
         slots = fleet.candidates
-        if not slots:
-            return None
         spent = self.books.spent(request.client, slots)
         among, branch = (match.holders, "d2lpm: holder") if match.best else (slots, "d2lpm: no holder")
         if spent:

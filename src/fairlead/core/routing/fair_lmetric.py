@@ -19,11 +19,9 @@ class FairLMetric(DeficitRouting):
     source = "fairlead: [DLPM] Algorithm 2 with the score of [LMETRIC]"
     summary = "Among workers where the client has credit, the least (pending + uncached) x (batch size + 1)."
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Refill if need be, and pick the least product where there is credit; inf where there is none."""
         slots = fleet.candidates
-        if not slots:
-            return None
         scores: list[float] = products(request, match, fleet)
         spent = self.books.spent(request.client, slots)
         if spent and len(slots) == len(fleet.ids):

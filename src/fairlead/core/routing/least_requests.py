@@ -12,11 +12,9 @@ class LeastRequests(RoutingBase):
     source = "folklore (least outstanding requests)"
     summary = "The worker with the fewest requests, running and waiting; ties rotate."
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Pick the candidate of the smallest batch."""
         slots = fleet.candidates
-        if not slots:
-            return None
         (bs,) = columns(fleet, slots, fleet.bs)
         scores = list(bs)
         return Choice(least(slots, scores, self.last), scores)

@@ -64,11 +64,9 @@ class Linear(RoutingBase):
         self._weights = [self.values.number(name) for name in _OF_PRESET[preset] if name != "scale"]
         self._by_capacity = self.values.word("scale") == "capacity"
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Pick the best score."""
         slots = fleet.candidates
-        if not slots:
-            return None
         scores = self._scores(request, match, fleet)
         return Choice(least(slots, scores, self.last, fleet.bs), scores, self._branch)
 

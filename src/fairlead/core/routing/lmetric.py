@@ -48,11 +48,9 @@ class LMetric(RoutingBase):
         self._noted: tuple[RequestId, BlockKey | None, int] = (-1, None, 0)
         """Class and run of the request that was chosen for last, until it is assigned."""
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:
         """Pick the least product, among those who do not hold the prefix if it is a hotspot."""
         slots = fleet.candidates
-        if not slots:
-            return None
         scores = products(request, match, fleet)
         if self._detector:
             others = self._others(request, match, slots, scores, now)

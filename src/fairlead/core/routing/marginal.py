@@ -37,11 +37,9 @@ class Marginal(RoutingBase):
         " + (uncached + 2 x hit rate x evicting) x sqrt(batch size + 1)."
     )
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Pick the least marginal cost."""
         slots = fleet.candidates
-        if not slots:
-            return None
         if fleet.waiting:
             scores = self._behind_others(request, match, fleet)
             return Choice(least(slots, scores, self.last, fleet.bs, fleet.kv_used), scores)

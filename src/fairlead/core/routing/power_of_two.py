@@ -11,12 +11,12 @@ class PowerOfTwo(RoutingBase):
     source = "Mitzenmacher, The Power of Two Choices in Randomized Load Balancing, 2001"
     summary = "Two workers drawn at random; the one with fewer requests, the first drawn if equal."
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Draw two different candidates and pick the one of the smaller batch."""
         slots, draw = fleet.candidates, self.context.rng.random
         count = len(slots)
         if count < 2:
-            return Choice(slots[0]) if slots else None
+            return Choice(slots[0])
         i, j = int(draw() * count), int(draw() * (count - 1))
         first, second = slots[i], slots[j + (j >= i)]
         return Choice(second if fleet.bs[second] < fleet.bs[first] else first)

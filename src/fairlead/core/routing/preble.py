@@ -93,11 +93,9 @@ class Preble(RoutingBase):
         self._noted: tuple[RequestId, BlockKey, float] | None = None
         """Prefix and predicted wait of a request that exploits (-1: replicates), until assigned."""
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:
         """Exploit, rebalance, replicate or explore."""
         slots = fleet.candidates
-        if not slots:
-            return None
         self.window.advance(now)
         self.window.grow(len(fleet.ids))
         self._noted = None

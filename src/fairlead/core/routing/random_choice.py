@@ -11,9 +11,7 @@ class RandomChoice(RoutingBase):
     source = "folklore"
     summary = "Any worker, evenly."
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Pick any candidate."""
         slots = fleet.candidates
-        if not slots:
-            return None
         return Choice(slots[int(self.context.rng.random() * len(slots))])

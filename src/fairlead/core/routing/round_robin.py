@@ -12,7 +12,7 @@ class RoundRobin(RoutingBase):
     source = "folklore"
     summary = "Each worker in turn."
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Pick the first candidate after the worker that was assigned last."""
         slots = fleet.candidates
-        return Choice(following(slots, self.last)) if slots else None
+        return Choice(following(slots, self.last))

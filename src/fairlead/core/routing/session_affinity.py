@@ -48,11 +48,9 @@ class SessionAffinity(RoutingBase):
         self._points: list[int] = []
         self._owners: list[int] = []
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Pick the owner of the session's point, or the next on the ring that is a candidate."""
         slots = fleet.candidates
-        if not slots:
-            return None
         if self._ids != fleet.ids:
             self._rebuild(fleet.ids)
         name = f"s{request.session}" if request.session else f"c{request.client}"
@@ -62,11 +60,9 @@ class SessionAffinity(RoutingBase):
         if len(slots) == len(owners) // self._count or _contains(slots, owner):
             return Choice(owner)
         eligible = set(slots)
-        for step in range(at + 1, at + len(owners)):
-            owner = owners[step % len(owners)]
-            if owner in eligible:
-                return Choice(owner, branch=f"{self.name}: next on the ring")
-        return None  # pragma: no cover - every candidate has points
+        following = (owners[step % len(owners)] for step in range(at + 1, at + len(owners)))
+        owner = next(slot for slot in following if slot in eligible)  # every candidate has points
+        return Choice(owner, branch=f"{self.name}: next on the ring")
 
     def _rebuild(self, ids: Sequence[WorkerId]) -> None:
         """Lay out the ring again for the slots that changed, when workers come or go only.

@@ -27,11 +27,9 @@ class VllmScore(RoutingBase):
         self._weight = self.values.integer("waiting_weight")
         self._max_age = int(self.values.number("max_age_s") * 1e6)
 
-    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice | None:  # noqa: ARG002 - one interface
+    def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Pick the least score."""
         slots = fleet.candidates
-        if not slots:
-            return None
         weight = self._weight
         queued, running = columns(fleet, slots, fleet.queued, fleet.running)
         scores = [weight * q + r for q, r in zip(queued, running, strict=False)]
