@@ -26,6 +26,23 @@ def test_the_diff_of_a_real_policy_is_that_policy() -> None:
     assert "from fairlead.core.routing.least_requests import LeastRequests\n" in register
 
 
+def test_the_example_policy_is_shown_as_it_is() -> None:
+    text = (ROOT / "docs/adding-a-policy.md").read_text()
+    package = ROOT / "examples/fairlead-example-policies"
+    assert (package / "src/fairlead_example_policies/warmest.py").read_text() in text
+    assert 'warmest = "fairlead_example_policies.warmest:Warmest"' in (package / "pyproject.toml").read_text()
+
+
+def test_the_check_of_policies_runs_as_it_is_shown() -> None:
+    text = (ROOT / "docs/adding-a-policy.md").read_text()
+    exec(
+        next(
+            p for p in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "check_" in p
+        ),
+        {},
+    )
+
+
 def test_the_readmes_tables_are_what_the_registry_says() -> None:
     readme = (ROOT / "README.md").read_text()
     assert markdown_table(ORDERINGS) in readme
