@@ -29,7 +29,7 @@ CREDIT = ("--worker-sequences", str(SEQUENCES))
 
 
 def exact_everywhere(one: Gateway) -> bool:
-    return list(one.metric("fairlead_worker_kv_exact").values()) == [1.0, 1.0]
+    return list(one.metric("fairlead_worker_kv_precise").values()) == [1.0, 1.0]
 
 
 # ---------------------------------------------------------------------- answers
@@ -262,7 +262,7 @@ def test_a_killed_server_loses_nothing_unanswered_and_its_return_is_noticed(engi
             wait_for(lambda: one.of_worker("fairlead_worker_up", victim) == 0, 10, "its death noticed")
             # The events' own connection notices by itself, a moment before or after the health check.
             wait_for(
-                lambda: one.of_worker("fairlead_worker_kv_exact", victim) == 0, 10, "the end of its events"
+                lambda: one.of_worker("fairlead_worker_kv_precise", victim) == 0, 10, "the end of its events"
             )
             since = len(load.done)
             wait_for(lambda: len(load.done) > since + 30, 60, "traffic through the other one")

@@ -1,8 +1,9 @@
 """Health, circuit breaker, credits: what the gateway makes of its workers' behaviour."""
 
 import asyncio
+import json
 
-from tests.gateway.mocks import MockWorker, answer, chat, run, serving
+from tests.gateway.mocks import Ask, MockWorker, answer, chat, plain, run, serving
 
 
 async def until(condition) -> None:
@@ -123,5 +124,91 @@ def test_limits_are_read_from_the_engine():
             assert (fleet.sequences[0], fleet.kv_tokens[0]) == (99, 16_000)
         async with serving(MockWorker(), worker_kv_tokens=5) as served:
             assert served.gateway.dispatcher.fleet.kv_tokens[0] == 5
+
+    run(main)
+
+
+class Talker(MockWorker):
+    """Says what it is told to, page by page; what has no page is answered as usual."""
+
+    def __init__(self, pages: dict[str, bytes]) -> None:
+        super().__init__()
+        self.pages = pages
+
+    def _get(self, ask: Ask) -> bytes:
+        page = self.pages.get(ask.line.split()[1])
+        return super()._get(ask) if page is None else page
+
+
+def load_of(running: str, waiting: str = "3") -> bytes:
+    text = f"vllm:num_requests_running {running}\nvllm:num_requests_waiting {waiting}\n"
+    return plain(text.encode(), kind=b"text/plain")
+
+
+def test_a_load_that_cannot_be_leaves_ours_and_is_counted_and_logged_once(caplog):
+    async def main():
+        worker = Talker({"/metrics": load_of("2")})
+        async with serving(worker) as served:
+            fleet, known = served.gateway.dispatcher.fleet, next(iter(served.gateway.workers))
+            await until(lambda: fleet.engine_running[0] == 2)
+            worker.pages["/metrics"] = load_of("1e400")
+            await until(lambda: known.ignored.get("running", 0) >= 3)
+            assert (fleet.engine_running[0], fleet.engine_waiting[0]) == (2, 3)
+            assert known.up
+            _, text = await served.get(b"/metrics")
+            series = f'fairlead_worker_figures_ignored_total{{figure="running",worker="{known.id}"}}'
+            assert series.encode() in text
+            worker.pages["/metrics"] = load_of("1", "0")
+            await until(lambda: fleet.engine_running[0] == 1)
+
+    run(main)
+    assert sum("says what cannot be: running" in text for text in caplog.messages) == 1
+
+
+def test_answers_without_end_or_sense_stop_neither_the_start_nor_the_watch():
+    async def main():
+        endless = b"HTTP/1.1 200 OK\r\ncontent-length: 999999999999\r\n\r\n" + b"x" * 3_000_000
+        nested = plain(b"[" * 500_000)
+        pages = {"/metrics": endless, "/get_server_info": nested, "/props": nested, "/v1/models": nested}
+        async with serving(Talker(pages)) as served:
+            (known,) = served.gateway.workers
+            assert known.up
+            assert (await served.post(chat()))[0] == 200
+
+    run(main)
+
+
+def test_a_worker_that_dribbles_its_figures_holds_up_only_itself():
+    async def main():
+        slow = Talker({"/metrics": b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nvllm:"})
+        good = MockWorker()
+        async with serving(slow, good, health_timeout_secs=0.2) as served:
+            assert [worker.up for worker in served.gateway.workers] == [True, True]
+            good.running = 7
+            fleet = served.gateway.dispatcher.fleet
+            await until(lambda: fleet.engine_running[fleet.slots[good.url]] == 7)
+            for _ in range(2):
+                assert (await served.post(chat()))[0] == 200
+
+    run(main)
+
+
+def test_adapters_that_are_no_longer_served_are_forgotten():
+    async def main():
+        def models(*names: str) -> bytes:
+            entries = [{"id": "base"}, *({"id": name, "parent": "base"} for name in names)]
+            return plain(json.dumps({"data": entries}).encode())
+
+        worker = Talker({"/v1/models": models("one", "two")})
+        async with serving(worker) as served:
+            workers = served.gateway.workers
+            (known,) = workers
+            assert set(workers.adapters) == {"one", "two"}
+            worker.pages["/v1/models"] = models("three")
+            worker.healthy = False
+            await until(lambda: not known.up)
+            worker.healthy = True
+            await until(lambda: known.up)
+            assert set(workers.adapters) == {"three"}
 
     run(main)

@@ -453,3 +453,45 @@ def test_addresses_are_checked():
     assert pool.request_bytes(b"GET", b"/v1/models", [], b"").startswith(
         b"GET /base/v1/models HTTP/1.1\r\nhost: host:81\r\n"
     )
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n"]
+)
+def test_fetch_reads_no_more_than_it_is_told(run, head):
+    """The connection of an answer without end is closed as soon as there is too much of it."""
+    sent = 0
+
+    async def script(peer, number, reader, writer):
+        nonlocal sent
+        await peer.read(reader)
+        writer.write(head)
+        while sent < 200_000_000:
+            writer.write(b"x" * 100_000)
+            sent += 100_000
+            await writer.drain()
+
+    async def main():
+        async with upstream(script) as (pool, _):
+            with pytest.raises(UpstreamError, match="larger than"):
+                await pool.fetch(b"GET", b"/metrics", most=1_000_000)
+
+    run(main)
+    assert sent < 50_000_000
+
+
+@pytest.mark.parametrize(
+    "length", [b"-1", b"1e400", b"9" * 400, b"18446744073709551616", b"5, 5", b" ", b"0x10"]
+)
+def test_a_length_that_is_none_is_no_answer(run, length):
+    async def script(peer, number, reader, writer):
+        await peer.read(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\nhello" % length)
+        await writer.drain()
+
+    async def main():
+        async with upstream(script) as (pool, _):
+            with pytest.raises(UpstreamError, match="not valid HTTP"):
+                await pool.fetch(b"GET", b"/")
+
+    run(main)

@@ -2,18 +2,34 @@
 
 Known are vLLM (Prometheus text), SGLang (``/get_server_info``, ``/v1/loads``) and llama.cpp's server
 (``/props``, ``/slots``). Of any other server only its health is known, and our own books count.
+
+A figure that cannot be true is as good as none: ``ignore`` is told, and what was known before stays.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 
+from fairlead.core import outside
 from fairlead.http.client import Pool, UpstreamError
 
 VLLM, SGLANG, LLAMA_CPP, UNKNOWN = "vllm", "sglang", "llama.cpp", "unknown"
 TOLD_CLIENTS = {VLLM, SGLANG}
 """Engines that fairlead has a plugin for, which hears whose a request is."""
+
+MOST_BYTES = 2**20
+"""Of one of these answers. A vLLM server with many adapters writes 200 kB of metrics."""
+_MOST_REQUESTS = 2**20
+"""More requests than any engine has at once."""
+_MOST_MODELS = 1_000
+_MOST_NAME = 256
+"""Characters in the name of a model."""
+
+Headers = tuple[tuple[bytes, bytes], ...]
+Ignore = Callable[[str, object], None]
+"""Told of each figure that an engine said and that cannot be true: the figure's name, and what was said."""
 
 
 class Load(NamedTuple):
@@ -50,7 +66,7 @@ class _ModelList(msgspec.Struct):
 
 
 def _series(name: bytes) -> re.Pattern[bytes]:
-    return re.compile(rb"^" + name + rb"(?:\{[^\n]*\})? ([0-9.eE+-]+)", re.MULTILINE)
+    return re.compile(rb"^" + name + rb"(?:\{[^\n]*\})? (\S+)", re.MULTILINE)
 
 
 _RUNNING = _series(b"vllm:num_requests_running")
@@ -58,68 +74,86 @@ _WAITING = _series(b"vllm:num_requests_waiting")
 _LLAMA_RUNNING = _series(b"llamacpp:requests_processing")
 _LLAMA_WAITING = _series(b"llamacpp:requests_deferred")
 _CACHE_CONFIG = re.compile(rb"^vllm:cache_config_info\{([^\n]*)\}", re.MULTILINE)
-_LABEL = re.compile(rb'(\w+)="([^"]*)"')
+_LABEL = re.compile(rb'\b(\w+)="([^"]*)"')
 
 
-async def healthy(pool: Pool, headers: tuple[tuple[bytes, bytes], ...], timeout: float) -> bool:  # noqa: ASYNC109
+async def healthy(pool: Pool, headers: Headers, timeout: float) -> bool:  # noqa: ASYNC109
     """Say whether the engine answers its health check. Raises UpstreamError when it cannot be reached."""
-    status, _, _ = await pool.fetch(b"GET", b"/health", headers, timeout=timeout)
+    status, _, _ = await pool.fetch(b"GET", b"/health", headers, timeout=timeout, most=MOST_BYTES)
     if status in {404, 405, 501}:
-        status, _, _ = await pool.fetch(b"GET", b"/v1/models", headers, timeout=timeout)
+        status, _, _ = await pool.fetch(b"GET", b"/v1/models", headers, timeout=timeout, most=MOST_BYTES)
     return 200 <= status < 300
 
 
-async def models(pool: Pool, headers: tuple[tuple[bytes, bytes], ...], timeout: float) -> list[Model]:  # noqa: ASYNC109
-    """Return the engine's models; none when it does not say."""
+async def models(pool: Pool, headers: Headers, timeout: float, ignore: Ignore) -> list[Model]:  # noqa: ASYNC109
+    """Return the engine's models, each name once; none when it does not say."""
     body = await _get(pool, b"/v1/models", headers, timeout)
     try:
         entries = msgspec.json.decode(body, type=_ModelList).data
-        decoded = [(msgspec.json.decode(raw, type=_ModelEntry), raw) for raw in entries]
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return []
-    return [Model(entry.id, entry.parent or "", msgspec.Raw(bytes(raw))) for entry, raw in decoded]
+    if len(entries) > _MOST_MODELS:
+        ignore("models", f"{len(entries)} entries")
+    found: dict[str, Model] = {}
+    for raw in entries[:_MOST_MODELS]:
+        model = _model(bytes(raw))
+        if model is None:
+            ignore("model", bytes(raw))
+        else:
+            found.setdefault(model.id, model)
+    return list(found.values())
 
 
-async def capacity(pool: Pool, headers: tuple[tuple[bytes, bytes], ...], timeout: float) -> Capacity:  # noqa: ASYNC109
+def _model(raw: bytes) -> Model | None:
+    try:
+        entry = msgspec.json.decode(raw, type=_ModelEntry)
+    except (ValueError, RecursionError):
+        return None
+    parent = entry.parent or ""
+    if not entry.id or not all(len(n) <= _MOST_NAME and n.isprintable() for n in (entry.id, parent)):
+        return None
+    return Model(entry.id, parent, msgspec.Raw(raw))
+
+
+async def capacity(pool: Pool, headers: Headers, timeout: float, ignore: Ignore) -> Capacity:  # noqa: ASYNC109
     """Find out what kind of engine it is and what it can take."""
     text = await _get(pool, b"/metrics", headers, timeout)
     if b"vllm:" in text:
-        return Capacity(VLLM, None, _vllm_tokens(text))
+        return Capacity(VLLM, None, _vllm_tokens(text, ignore))
     info = _json(await _get(pool, b"/get_server_info", headers, timeout))
     if isinstance(info, dict) and "max_total_num_tokens" in info:
         return Capacity(
-            SGLANG, _whole(info.get("max_running_requests")), _whole(info["max_total_num_tokens"])
+            SGLANG,
+            _limit(info.get("max_running_requests"), "max_running_requests", ignore),
+            _limit(info["max_total_num_tokens"], "max_total_num_tokens", ignore),
         )
     props = _json(await _get(pool, b"/props", headers, timeout))
     if isinstance(props, dict) and "total_slots" in props:
-        slots = _whole(props["total_slots"])
+        slots = _limit(props["total_slots"], "total_slots", ignore)
         settings = props.get("default_generation_settings")
-        context = _whole(settings.get("n_ctx")) if isinstance(settings, dict) else None
-        return Capacity(LLAMA_CPP, slots, slots * context if slots and context else None)
+        context = _limit(settings.get("n_ctx"), "n_ctx", ignore) if isinstance(settings, dict) else None
+        tokens = _limit(slots * context, "n_ctx", ignore) if slots and context else None
+        return Capacity(LLAMA_CPP, slots, tokens)
     return Capacity(UNKNOWN)
 
 
-async def load(
-    kind: str,
-    pool: Pool,
-    headers: tuple[tuple[bytes, bytes], ...],
-    timeout: float,  # noqa: ASYNC109
-) -> Load | None:
-    """Return the engine's present load; None when it does not say."""
+async def load(kind: str, pool: Pool, headers: Headers, timeout: float, ignore: Ignore) -> Load | None:  # noqa: ASYNC109
+    """Return the engine's present load; None when it does not say, or says what cannot be."""
     if kind == VLLM:
-        return _from_text(await _get(pool, b"/metrics", headers, timeout), _RUNNING, _WAITING)
+        return _from_text(await _get(pool, b"/metrics", headers, timeout), _RUNNING, _WAITING, ignore)
     if kind == SGLANG:
-        return _sglang_load(_json(await _get(pool, b"/v1/loads?include=core", headers, timeout)))
+        return _sglang_load(_json(await _get(pool, b"/v1/loads?include=core", headers, timeout)), ignore)
     if kind == LLAMA_CPP:
-        found = _from_text(await _get(pool, b"/metrics", headers, timeout), _LLAMA_RUNNING, _LLAMA_WAITING)
+        text = await _get(pool, b"/metrics", headers, timeout)
+        found = _from_text(text, _LLAMA_RUNNING, _LLAMA_WAITING, ignore)
         return found or _llama_slots(_json(await _get(pool, b"/slots", headers, timeout)))
     return None
 
 
-async def _get(pool: Pool, path: bytes, headers: tuple[tuple[bytes, bytes], ...], timeout: float) -> bytes:  # noqa: ASYNC109
+async def _get(pool: Pool, path: bytes, headers: Headers, timeout: float) -> bytes:  # noqa: ASYNC109
     """Return the body of a good answer, or nothing."""
     try:
-        status, _, body = await pool.fetch(b"GET", path, headers, timeout=timeout)
+        status, _, body = await pool.fetch(b"GET", path, headers, timeout=timeout, most=MOST_BYTES)
     except UpstreamError:
         return b""
     return body if status == 200 else b""
@@ -128,45 +162,75 @@ async def _get(pool: Pool, path: bytes, headers: tuple[tuple[bytes, bytes], ...]
 def _json(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
         return None
 
 
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+def _limit(value: object, figure: str, ignore: Ignore) -> int | None:
+    """Return a limit that an engine says; None if it says none, or one that cannot be."""
+    found = outside.whole(value, least=1)
+    if found is None and value is not None:
+        ignore(figure, value)
+    return found
 
 
-def _vllm_tokens(text: bytes) -> int | None:
+def _vllm_tokens(text: bytes, ignore: Ignore) -> int | None:
     """Blocks times block size, added over data-parallel engines behind one address."""
     total = 0
     for found in _CACHE_CONFIG.finditer(text):
         labels = dict(_LABEL.findall(found[1]))
-        try:
-            total += int(labels[b"block_size"]) * int(labels[b"num_gpu_blocks"])
-        except (KeyError, ValueError):
+        size, blocks = labels.get(b"block_size"), labels.get(b"num_gpu_blocks")
+        if size in {None, b"None"} or blocks in {None, b"None"}:
+            return None  # as vLLM writes it before its pool is made
+        parts = [_limit(_number(part), "cache_config_info", ignore) for part in (size, blocks) if part]
+        if len(parts) < 2 or None in parts:
             return None
-    return total or None
+        total += parts[0] * parts[1]  # type: ignore[operator] # neither is None
+    return _limit(total or None, "cache_config_info", ignore)
 
 
-def _from_text(text: bytes, running: re.Pattern[bytes], waiting: re.Pattern[bytes]) -> Load | None:
-    ran, waited = running.findall(text), waiting.findall(text)
+def _number(text: bytes) -> float:
+    """Return a number as Prometheus writes it; NaN for anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _total(parts: list[object], figure: str, ignore: Ignore) -> int | None:
+    """Add a figure up over the engines behind one address; None if one of them cannot be true."""
+    total = 0
+    for part in parts:
+        number = outside.whole(part, _MOST_REQUESTS)
+        if number is None:
+            ignore(figure, part)
+            return None
+        total += number
+    return min(total, _MOST_REQUESTS)
+
+
+def _from_text(
+    text: bytes, running: re.Pattern[bytes], waiting: re.Pattern[bytes], ignore: Ignore
+) -> Load | None:
+    ran: list[object] = [_number(value) for value in running.findall(text)]
+    waited: list[object] = [_number(value) for value in waiting.findall(text)]
     if not ran or not waited:
         return None
-    return Load(int(sum(map(float, ran))), int(sum(map(float, waited))))
+    return _load(ran, waited, ignore)
 
 
-def _sglang_load(answer: Any) -> Load | None:
+def _load(ran: list[object], waited: list[object], ignore: Ignore) -> Load | None:
+    running, waiting = _total(ran, "running", ignore), _total(waited, "waiting", ignore)
+    return None if running is None or waiting is None else Load(running, waiting)
+
+
+def _sglang_load(answer: Any, ignore: Ignore) -> Load | None:
     """Add up the data-parallel ranks."""
     ranks = answer.get("loads") if isinstance(answer, dict) else answer
     if not isinstance(ranks, list) or not ranks or not all(isinstance(rank, dict) for rank in ranks):
         return None
-    try:
-        return Load(
-            sum(int(rank["num_running_reqs"]) for rank in ranks),
-            sum(int(rank["num_waiting_reqs"]) for rank in ranks),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
+    ran, waited = ([rank.get(name) for rank in ranks] for name in ("num_running_reqs", "num_waiting_reqs"))
+    return None if None in ran or None in waited else _load(ran, waited, ignore)
 
 
 def _llama_slots(answer: Any) -> Load | None:
@@ -175,12 +239,12 @@ def _llama_slots(answer: Any) -> Load | None:
     return Load(sum(bool(slot.get("is_processing")) for slot in answer), 0)
 
 
-class SequenceCredit:
+class SequenceCapacity:
     """How many requests an engine gets at once: as many as it runs without keeping some waiting.
 
-    Credit falls to what the engine really runs when requests wait inside it at two readings in a
-    row (one is normal: a request just sent waits for the next step), and grows again by an eighth
-    while all of it is used and none waits.
+    It falls to what the engine really runs when requests wait inside it at two readings in a row (one
+    is normal: a request just sent waits for the next step), and grows again by an eighth while all of
+    it is used and none waits.
     """
 
     __slots__ = ("_waited", "ceiling", "now")
@@ -191,7 +255,7 @@ class SequenceCredit:
         self._waited = False
 
     def read(self, load: Load, sent: int) -> int:
-        """Take in a reading; ``sent`` is how many of our requests the engine has. Return the credit."""
+        """Take in a reading; ``sent`` is how many of our requests the engine has. Return the capacity."""
         if load.waiting > 0:
             if self._waited:
                 self.now = max(1, min(self.now, load.running))

@@ -211,8 +211,8 @@ class Exposition:
         real = core.GaugeMetricFamily(
             "fairlead_worker_hit_rate_real", "Recent share, by the engine's usage.", labels=["worker"]
         )
-        exact = core.GaugeMetricFamily(
-            "fairlead_worker_kv_exact", "Whether its cache is known by events.", labels=["worker"]
+        precise = core.GaugeMetricFamily(
+            "fairlead_worker_kv_precise", "Whether its cache is known by events.", labels=["worker"]
         )
         failures = core.CounterMetricFamily(
             "fairlead_worker_failures", "Requests that failed on it.", labels=["worker"]
@@ -220,14 +220,21 @@ class Exposition:
         stale = core.CounterMetricFamily(
             "fairlead_worker_stale_retries", "Requests sent again on a new connection.", labels=["worker"]
         )
+        ignored = core.CounterMetricFamily(
+            "fairlead_worker_figures_ignored",
+            "Figures that it said and that cannot be true.",
+            labels=["worker", "figure"],
+        )
         for engine in gateway.workers:
             up.add_metric([engine.id], engine.up)
-            exact.add_metric([engine.id], engine.exact)
+            precise.add_metric([engine.id], engine.precise)
+            for figure, count in engine.ignored.items():
+                ignored.add_metric([engine.id, figure], count)
             failures.add_metric([engine.id], engine.failed)
             stale.add_metric([engine.id], engine.pool.stale_retries)
             if engine.reported_prompt_tokens:
                 real.add_metric([engine.id], engine.reported_cached_tokens / engine.reported_prompt_tokens)
-        yield from (up, real, exact, failures, stale)
+        yield from (up, real, precise, failures, stale, ignored)
 
     def _of_itself(self, core: Any) -> Iterator["Metric"]:
         gateway = self._gateway

@@ -7,7 +7,7 @@ of this touches the counts of requests in flight: those are the dispatcher's own
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 from fairlead.config import Config
@@ -50,7 +50,7 @@ class Worker:
         self.look = asyncio.Event()
         """Set to have it checked at once."""
         self.capacity = engines.Capacity(engines.UNKNOWN)
-        self.credit = engines.SequenceCredit(config.worker_sequences)
+        self.sequences = engines.SequenceCapacity(config.worker_sequences)
         self.limits = Limits(config.worker_sequences, config.worker_kv_tokens or _DEFAULT_KV_TOKENS)
         self.models: list[engines.Model] = []
         self.kv: KvEvents | None = None
@@ -58,14 +58,23 @@ class Worker:
         self.reported_prompt_tokens = 0.0
         self.reported_cached_tokens = 0.0
         """Of recent requests, by the engines' usage; older ones fade."""
+        self.ignored: dict[str, int] = {}
+        """Figures that it said and that cannot be true, by name: how often."""
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} {'up' if self.up else 'down'}>"
 
     @property
-    def exact(self) -> bool:
+    def precise(self) -> bool:
         """Whether its cache is known by events."""
         return self.kv is not None and self.kv.exact
+
+    def ignore(self, figure: str, said: object) -> None:
+        """Count a figure that it said and that cannot be true; the first of each name is logged."""
+        before = self.ignored.get(figure, 0)
+        self.ignored[figure] = before + 1
+        if not before:
+            log.warning("worker %s says what cannot be: %s %.80r; it is ignored", self.id, figure, said)
 
     def count_hit(self, prompt_tokens: int, cached_tokens: int) -> None:
         """Note what the engine reported of one prompt."""
@@ -121,7 +130,7 @@ class Workers:
 
     async def start(self) -> None:
         """Check every worker once, then keep looking."""
-        await asyncio.gather(*(self._check(worker) for worker in self))
+        await asyncio.gather(*(self._look(worker, self._check) for worker in self))
         for worker in self:
             self._tasks.append(asyncio.create_task(self._watch(worker)))
 
@@ -161,15 +170,19 @@ class Workers:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(config.load_interval_secs):
                     await worker.look.wait()
-            try:
-                if worker.look.is_set() or loop.time() >= next_check:
-                    worker.look.clear()
-                    await self._check(worker)
-                    next_check = loop.time() + config.health_interval_secs
-                if worker.up:
-                    await self._read_load(worker)
-            except Exception:  # one odd answer must not end the watch
-                log.exception("looking at worker %s failed", worker.id)
+            if worker.look.is_set() or loop.time() >= next_check:
+                worker.look.clear()
+                await self._look(worker, self._check)
+                next_check = loop.time() + config.health_interval_secs
+            if worker.up:
+                await self._look(worker, self._read_load)
+
+    @staticmethod
+    async def _look(worker: Worker, how: Callable[[Worker], Awaitable[None]]) -> None:
+        try:
+            await how(worker)
+        except Exception:  # one odd answer must end neither the watch nor the start
+            log.exception("looking at worker %s failed", worker.id)
 
     async def _check(self, worker: Worker) -> None:
         """Ask for the worker's health and act on a change."""
@@ -193,8 +206,9 @@ class Workers:
 
     async def _bring_up(self, worker: Worker) -> None:
         timeout = self._config.health_timeout_secs
-        worker.capacity = await engines.capacity(worker.pool, worker.headers, timeout)
-        worker.models = await engines.models(worker.pool, worker.headers, timeout) or worker.models
+        worker.capacity = await engines.capacity(worker.pool, worker.headers, timeout, worker.ignore)
+        models = await engines.models(worker.pool, worker.headers, timeout, worker.ignore)
+        worker.models = models or worker.models
         worker.limits = self._limits(worker)
         # A worker that just failed a row of requests has to prove itself: one more failure is enough.
         worker.failures = min(worker.failures, self._config.cb_failure_threshold - 1)
@@ -223,12 +237,13 @@ class Workers:
     def _limits(self, worker: Worker) -> Limits:
         config, capacity = self._config, worker.capacity
         ceiling = min(config.worker_sequences, capacity.sequences or config.worker_sequences)
-        worker.credit = engines.SequenceCredit(ceiling)
+        worker.sequences = engines.SequenceCapacity(ceiling)
         kv_tokens = config.worker_kv_tokens or capacity.kv_tokens or _DEFAULT_KV_TOKENS
         return Limits(ceiling, kv_tokens, config.worker_queue)
 
     def _compare_models(self) -> None:
         self.served = frozenset(self.models()) if all(w.models for w in self if w.up) else frozenset()
+        self.adapters.clear()  # the dictionary itself is shared
         self.adapters.update({m.id: m.parent for m in self.models().values() if m.parent})
         lists = {tuple(sorted(m.id for m in worker.models)) for worker in self if worker.models}
         if len(lists) > 1 and not self._warned:
@@ -237,13 +252,17 @@ class Workers:
 
     async def _read_load(self, worker: Worker) -> None:
         load = await engines.load(
-            worker.capacity.kind, worker.pool, worker.headers, self._config.health_timeout_secs
+            worker.capacity.kind,
+            worker.pool,
+            worker.headers,
+            self._config.health_timeout_secs,
+            worker.ignore,
         )
         if load is None or not worker.up:
             return
         sequences = worker.limits.sequences
         if not self._config.engine_ordering:  # else that requests wait in it is as it should be
-            sequences = worker.credit.read(load, self._running(worker.id))
+            sequences = worker.sequences.read(load, self._running(worker.id))
         changed = sequences != worker.limits.sequences
         if changed:
             worker.limits = worker.limits._replace(sequences=sequences)
@@ -257,7 +276,11 @@ class Workers:
         """Subscribe to the worker's KV-cache events; without them its cache stays a guess."""
         try:
             status, _, body = await worker.pool.fetch(
-                b"GET", b"/kv_event_sources", worker.headers, timeout=self._config.health_timeout_secs
+                b"GET",
+                b"/kv_event_sources",
+                worker.headers,
+                timeout=self._config.health_timeout_secs,
+                most=engines.MOST_BYTES,
             )
         except UpstreamError as error:
             status, body = 0, str(error).encode()

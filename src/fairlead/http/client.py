@@ -114,9 +114,10 @@ class Pool:
         headers: Iterable[tuple[bytes, bytes]] = (),
         body: bytes = b"",
         timeout: float = 5.0,  # noqa: ASYNC109 - the whole exchange, reported as an UpstreamError
+        most: int = 64 * 2**20,
     ) -> tuple[int, Headers, bytes]:
-        """Return status, headers and body of one exchange. Raises UpstreamError."""
-        sink = _Collect(asyncio.get_running_loop().create_future())
+        """Return status, headers and body (at most ``most`` bytes) of one exchange. Raises UpstreamError."""
+        sink = _Collect(asyncio.get_running_loop().create_future(), most)
         call = self.send(self.request_bytes(method, path, headers, body), sink)
         try:
             async with asyncio.timeout(timeout):
@@ -215,10 +216,11 @@ class Pool:
 class _Collect:
     """A sink that gathers a whole answer."""
 
-    __slots__ = ("headers", "parts", "result", "status")
+    __slots__ = ("headers", "left", "parts", "result", "status")
 
-    def __init__(self, result: "asyncio.Future[tuple[int, Headers, bytes]]") -> None:
+    def __init__(self, result: "asyncio.Future[tuple[int, Headers, bytes]]", most: int) -> None:
         self.result = result
+        self.left = most
         self.status = 0
         self.headers: Headers = []
         self.parts: list[bytes] = []
@@ -228,7 +230,12 @@ class _Collect:
         self.headers = headers
 
     def data(self, body: bytes) -> None:
-        self.parts.append(body)
+        self.left -= len(body)
+        if self.left >= 0:
+            self.parts.append(body)
+        else:
+            self.parts.clear()
+            self.error(UpstreamError("protocol", "the answer is larger than is read", True))
 
     def end(self) -> None:
         if not self.result.done():
