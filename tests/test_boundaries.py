@@ -65,3 +65,21 @@ def test_core_is_standard_library_only_without_clock_io_or_logging() -> None:
             assert top == "fairlead" or top in sys.stdlib_module_names, f"{path.name} imports {name}"
             assert top not in forbidden, f"{path.name} imports {name}"
             assert name != "secrets"
+
+
+def test_modules_of_the_gateway_do_not_import_each_other_in_a_circle() -> None:
+    """Imports for type checkers count: who needs the other's type depends on it."""
+    needs = {
+        f"fairlead.gateway.{path.stem}": {
+            name for name in imports(path) if name.startswith("fairlead.gateway")
+        }
+        for path in (SRC / "gateway").glob("*.py")
+    }
+    known = {"fairlead.gateway.tokenizing", "fairlead.gateway.chat_template"}
+    for name in needs.keys() - known:
+        reached: set[str] = set()
+        ahead = set(needs[name])
+        while ahead:
+            reached |= ahead
+            ahead = set().union(*(needs.get(n, set()) for n in ahead)) - reached
+        assert name not in reached, f"{name} imports itself by way of others"

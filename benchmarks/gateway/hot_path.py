@@ -117,7 +117,7 @@ async def prepared(policy: str, order: str, decision_log: str) -> Gateway:
     }
     gateway = Gateway(configuration.resolve({}, {}, flags))
     for worker in gateway.workers:
-        gateway.step(ev.WorkerUp(gateway.now_us(), worker.id, Limits()))
+        gateway.scheduler.step(ev.WorkerUp(gateway.scheduler.now_us(), worker.id, Limits()))
         connection = ClientConnection(worker.pool)
         connection.connection_made(FakeTransport())  # type: ignore[arg-type] # as above
         worker.pool.adopt(connection)

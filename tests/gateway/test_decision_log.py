@@ -164,7 +164,7 @@ def test_requests_are_served_on_when_the_log_ends(
 
     async def main() -> None:
         async with serving(MockWorker(), file={"decision_log": str(tmp_path / "d")}) as served:
-            log = served.gateway._log
+            log = served.gateway.scheduler._log
             assert log is not None
             monkeypatch.setattr(log._files, "write", full)
             for _ in range(3):
@@ -181,8 +181,8 @@ def test_requests_are_served_on_when_the_log_ends(
 def test_without_the_option_nothing_is_recorded() -> None:
     async def main() -> None:
         async with serving(MockWorker()) as served:
-            assert served.gateway._log is None
-            assert served.gateway._decide == served.gateway.dispatcher.step
+            assert served.gateway.scheduler._log is None
+            assert served.gateway.scheduler._decide == served.gateway.dispatcher.step
 
     run(main)
 
@@ -197,7 +197,7 @@ def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
 def test_every_policy_can_be_described_for_the_log() -> None:
     """The header needs what the gateway was configured with, in whatever form that was given."""
     from fairlead.config import resolve
-    from fairlead.gateway.app import make_dispatcher
+    from fairlead.gateway.assembly import make_dispatcher
     from fairlead.trace.decisions import Setup
 
     for policy in POLICIES.names():

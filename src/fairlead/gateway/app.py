@@ -1,35 +1,23 @@
-"""The gateway: clients' requests in, the dispatcher's decisions, workers' answers out.
+"""The gateway over HTTP: its routes and endpoints, who is asking, and what of a request is read.
 
-All of it runs on one event loop's thread. A decision is one synchronous ``step`` of the dispatcher;
-the sockets are touched after it.
+What is decided about a request, and when, is the scheduler's.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from random import Random
+from collections.abc import Callable
 from time import monotonic_ns, perf_counter
-from typing import TYPE_CHECKING
 
 import msgspec
-from xxhash import xxh3_64_intdigest
 
 from fairlead.config import Config
-from fairlead.core import events as ev
-from fairlead.core.commands import Dispatch, Fail, Reject
-from fairlead.core.dispatcher import Dispatcher, Settings
-from fairlead.core.model import Costs, Request
-from fairlead.core.ordering import OrderingContext, make_ordering
-from fairlead.core.registry import parse_spec
-from fairlead.core.routing import make_routing
-from fairlead.core.routing.base import RoutingContext
-from fairlead.gateway.decision_log import open_decision_log
+from fairlead.core.model import Request
 from fairlead.gateway.flow import Flow
 from fairlead.gateway.identity import Identity, Unauthorized
 from fairlead.gateway.metrics import Exposition, Metrics
-from fairlead.gateway.prompt import BytePrompts, Prompt, PromptKeys
+from fairlead.gateway.prompt import Prompt
+from fairlead.gateway.scheduler import Scheduler
 from fairlead.gateway.senders import Sender, Senders
 from fairlead.gateway.sse import Tap
 from fairlead.gateway.wire import (
@@ -43,18 +31,10 @@ from fairlead.gateway.wire import (
     decode,
     with_usage,
 )
-from fairlead.gateway.workers import Worker, Workers
 from fairlead.http.server import Exchange, HttpLimits, Response, Router, Server, error_response, json_response
-from fairlead.trace.decision_files import Step, recording
-
-if TYPE_CHECKING:
-    from fairlead.gateway.kv_events import KvEvents
 
 log = logging.getLogger("fairlead.gateway")
 
-FLUSH_S = 0.01
-"""Progress of streams is told to the dispatcher this often: a token's charge may be this late."""
-TICK_S = 0.1
 SAMPLED = 8
 """The stages of every so-manieth request are timed."""
 
@@ -62,53 +42,36 @@ SAMPLED = 8
 class Gateway:
     """Everything of ``fairlead serve`` but the process around it.
 
-    ``costs`` and all else comes from ``config``. Raises ``PolicyError`` for an unknown policy or
-    parameter, ``TokenizerError`` when a configured tokenizer cannot be loaded, OSError when the
-    decision log cannot be opened.
+    Raises what ``Scheduler`` does.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.dispatcher = make_dispatcher(config)
         self.metrics = Metrics(config.metrics_clients)
+        self.scheduler = Scheduler(config, self.metrics)
+        # The scheduler's own, under shorter names.
+        self.dispatcher = self.scheduler.dispatcher
+        self.workers = self.scheduler.workers
+        self.prompts = self.scheduler.prompts
+        self.flows = self.scheduler.flows
         self.identity = Identity(config)
         self.senders = Senders(config, self.identity)
-        self.workers = Workers(
-            config,
-            self.step,
-            self.now_us,
-            self._running_on,
-            self._follow if config.tokenizer and config.kv_events else None,
-        )
-        self.prompts: PromptKeys = self._prompt_keys()
-        self.retry_statuses = frozenset(int(status) for status in config.retry_statuses)
-        self.flows: dict[int, Flow] = {}
         self.draining = False
         self._numbers = 0
-        self._progressed: list[Flow] = []
-        self._flush_due = False
-        self._tasks: set[asyncio.Future[None]] = set()
-        self._exposition = Exposition(self)
-        self._idle = asyncio.Event()
+        self._arriving: set[asyncio.Task[None]] = set()
+        """Requests whose prompt a thread turns into keys."""
         self.server = Server(self._routes(), HttpLimits(body_bytes=config.max_body_bytes))
         self.port = 0
-        self._decide: Step = self.dispatcher.step
-        self._log = open_decision_log(config, self.dispatcher, self.now_us())
-        if self._log is not None:
-            self._decide = recording(self.dispatcher.step, self._log)
-
-    @staticmethod
-    def now_us() -> int:
-        """The clock of all events: monotonic, microseconds."""
-        return monotonic_ns() // 1000
+        self._exposition = Exposition(
+            self.metrics, self.dispatcher, self.workers, lambda: len(self.server.connections)
+        )
 
     # --- life ----------------------------------------------------------------------------------
 
     async def start(self) -> int:
         """Look at the workers and listen; return the port. Raises OSError if that is taken."""
         self.port = await self.server.listen(self.config.host, self.config.port)
-        self._keep(self._ticking())
-        await self.workers.start()
+        await self.scheduler.start()
         return self.port
 
     async def drain(self) -> bool:
@@ -116,88 +79,17 @@ class Gateway:
         self.draining = True
         deadline = time.monotonic() + self.config.drain_timeout_secs
         self.server.stop_listening()
-        if self.flows:
-            self._idle.clear()
-            try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    await self._idle.wait()
-            except TimeoutError:
-                return False
+        if not await self.scheduler.drain(max(0.0, deadline - time.monotonic())):
+            return False
         return await self.server.drain(max(0.0, deadline - time.monotonic()))
 
     async def close(self) -> None:
         """End at once."""
         await self.server.close()
-        for task in list(self._tasks):
+        for task in list(self._arriving):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.workers.close()
-        if self._log is not None:
-            await asyncio.to_thread(self._log.close)
-
-    # --- events and commands -------------------------------------------------------------------
-
-    def step(self, event: ev.Event) -> None:
-        """Let the dispatcher decide, and do what it says."""
-        for command in self._decide(event):
-            flow = self.flows.get(command.rid)
-            if flow is None:
-                continue  # the flow ended itself and needs no telling
-            if type(command) is Dispatch:
-                flow.dispatch(command)
-            elif type(command) is Reject:
-                flow.reject(command)
-            elif type(command) is Fail:
-                flow.fail(command)
-            else:
-                flow.stop()
-
-    def forget(self, flow: Flow) -> None:
-        """Called by a flow at its end."""
-        del self.flows[flow.request.rid]
-        if self.draining and not self.flows:
-            self._idle.set()
-
-    def made_progress(self, flow: Flow) -> None:
-        """Called by a flow that has tokens to report: soon, with those of others."""
-        self._progressed.append(flow)
-        if not self._flush_due:
-            self._flush_due = True
-            asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
-
-    def report_progress(self, flow: Flow) -> None:
-        """Tell the dispatcher of a flow's tokens now."""
-        tokens = flow.take_progress()
-        if tokens:
-            self.step(ev.Progressed(self.now_us(), flow.request.rid, tokens))
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        flows, self._progressed = self._progressed, []
-        for flow in flows:
-            if flow.live:
-                self.report_progress(flow)
-
-    async def _ticking(self) -> None:
-        """Give the dispatcher its time, and measure how late we are."""
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + TICK_S
-            await asyncio.sleep(TICK_S)
-            self.metrics.loop_delay.observe(max(0.0, loop.time() - due))
-            self.step(ev.Tick(self.now_us()))
-            if self._log is not None:
-                self._log.flush()
-
-    def _keep(self, work: Awaitable[None]) -> "asyncio.Future[None]":
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def _running_on(self, worker_id: str) -> int:
-        fleet = self.dispatcher.fleet
-        return fleet.running[fleet.slots[worker_id]]
+        await asyncio.gather(*self._arriving, return_exceptions=True)
+        await self.scheduler.close()
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -241,7 +133,9 @@ class Gateway:
         parsed = perf_counter() if sampled else 0.0
         prompt = self.prompts.keys_now(kind, asked)
         if prompt is None:
-            self._keep(self._arrive_later(kind, exchange, sender, asked))
+            later = asyncio.ensure_future(self._arrive_later(kind, exchange, sender, asked))
+            self._arriving.add(later)
+            later.add_done_callback(self._arriving.discard)
             return
         keyed = perf_counter() if sampled else 0.0
         self._arrive(exchange, sender, asked, prompt)
@@ -298,16 +192,11 @@ class Gateway:
         if self.config.engine_ordering and isinstance(asked, ChatAsked | CompletionAsked):
             xargs = bool(asked.vllm_xargs)
         figures = self.metrics.client(client.name)
-        flow = Flow(self, exchange, client, figures, request, asked.model, prompt, fields, body, tap, xargs)
+        flow = Flow(
+            self.scheduler, exchange, client, figures, request, asked.model, prompt, fields, body, tap, xargs
+        )
         exchange.listener = flow
-        flow.live = True
-        self.flows[rid] = flow
-        try:
-            self.step(ev.Arrived(now, request))
-        except BaseException:
-            flow.live = False
-            self.flows.pop(rid, None)
-            raise
+        self.scheduler.arrive(flow)
 
     # --- the other endpoints -------------------------------------------------------------------
 
@@ -331,56 +220,3 @@ class Gateway:
 
     def _metrics(self, _: Exchange) -> Response:
         return Response(200, self._exposition.render(), b"text/plain; version=0.0.4; charset=utf-8")
-
-    # --- making --------------------------------------------------------------------------------
-
-    def _prompt_keys(self) -> PromptKeys:
-        config = self.config
-        if not config.tokenizer:
-            return BytePrompts(config.block_tokens)
-        from fairlead.gateway.tokenizing import load_prompts  # noqa: PLC0415 - an optional extra
-
-        tokens = load_prompts(Path(config.tokenizer), block_tokens=config.block_tokens)
-        # The same dictionary, so that adapters are known as soon as a worker lists them.
-        tokens.adapters = self.workers.adapters
-        return tokens
-
-    def _follow(self, worker: Worker, body: bytes) -> "KvEvents | None":
-        """Make the follower of a worker's KV-cache events, or say why its cache stays a guess."""
-        # Only who follows events pays for ZMQ.
-        from fairlead.gateway.kv_events import KeySettings, KvEvents, SourceError, source_from  # noqa: PLC0415
-
-        try:
-            source = source_from(body, worker.id)
-        except SourceError as error:
-            log.warning("KV-cache events of %s cannot be followed: %s", worker.id, error)
-            return None
-        model = next((m.id for m in worker.models if not m.parent), "")
-        return KvEvents(
-            worker.id,
-            source,
-            KeySettings(model, self.config.block_tokens, xxh3_64_intdigest),
-            emit=self.step,
-            now=self.now_us,
-            on_state=lambda state: log.info("KV cache of %s: %s (%s)", worker.id, state.phase, state.reason),
-        )
-
-
-def make_dispatcher(config: Config) -> Dispatcher:
-    """Make the core with the configured policies. Raises ``PolicyError``."""
-    policy, policy_params = parse_spec(config.policy)
-    order, order_params = parse_spec(config.queue_order)
-    costs = Costs()
-    return Dispatcher(
-        make_routing(policy, policy_params, RoutingContext(Random(config.seed), costs)),
-        make_ordering(order, order_params, OrderingContext(costs)),
-        Settings(
-            costs=costs,
-            max_attempts=config.max_attempts,
-            retry_ratio=config.retry_ratio,
-            max_queued=config.queue_size,
-            queue_timeout_us=int(config.queue_timeout_secs * 1e6),
-            forward=config.engine_ordering,
-        ),
-        {name: client.weight for name, client in config.clients.items()},
-    )

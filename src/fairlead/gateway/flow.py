@@ -1,32 +1,57 @@
 """One generation on its way through: from the client's exchange to a worker's answer and back.
 
-A flow listens to both ends. What happens it reports to the gateway as events; what is to be done it
+A flow listens to both ends. What happens it reports to the scheduler as events; what is to be done it
 is told by the dispatcher's commands. Bytes of a body pass it unchanged.
 """
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from fairlead.core import events as ev
 from fairlead.core.commands import Dispatch, Fail, Reject
 from fairlead.core.model import Request
 from fairlead.gateway.engines import VLLM
 from fairlead.gateway.identity import Client
-from fairlead.gateway.prompt import Prompt
+from fairlead.gateway.metrics import ClientFigures
+from fairlead.gateway.prompt import Prompt, PromptKeys
 from fairlead.gateway.sse import Tap
 from fairlead.gateway.wire import Usage, usage_of, with_xargs
-from fairlead.gateway.workers import Worker
+from fairlead.gateway.workers import Worker, Workers
 from fairlead.http.client import Call, UpstreamError
 from fairlead.http.heads import ResponseHead, with_length
 from fairlead.http.messages import HOP_BY_HOP, Headers, error_body, error_response, head, status_line
 from fairlead.http.server import Exchange
 
-if TYPE_CHECKING:
-    from fairlead.gateway.app import Gateway
-    from fairlead.gateway.metrics import ClientFigures
-
 _KEPT_BYTES = 8 * 2**20
 """Of an answer that is not a stream as much is kept to read its usage; of an error as much to pass on."""
 _STATUS_OF = {"queue_full": 429, "too_long": 400}
+
+
+class Scheduler(Protocol):
+    """What a flow needs of the scheduler."""
+
+    workers: Workers
+    prompts: PromptKeys
+    retry_statuses: frozenset[int]
+    """Statuses of an answer that another worker may avert."""
+
+    @property
+    def decided_us(self) -> int:
+        """The time of the latest decision, by the clock of all events."""
+
+    def now_us(self) -> int:
+        """The clock of all events: monotonic, microseconds."""
+
+    def step(self, event: ev.Event) -> None:
+        """Let the dispatcher decide, and do what it says."""
+
+    def forget(self, flow: "Flow") -> None:
+        """The flow ended."""
+
+    def made_progress(self, flow: "Flow") -> None:
+        """The flow has tokens to report: soon, with those of others."""
+
+    def report_progress(self, flow: "Flow") -> None:
+        """Tell the dispatcher of the flow's tokens now."""
 
 
 class Flow:
@@ -41,7 +66,6 @@ class Flow:
         "fields",
         "figures",
         "first_us",
-        "gateway",
         "kept",
         "kept_size",
         "listed",
@@ -51,6 +75,7 @@ class Flow:
         "prompt",
         "refused",
         "request",
+        "scheduler",
         "status",
         "streamed",
         "tap",
@@ -60,10 +85,10 @@ class Flow:
 
     def __init__(
         self,
-        gateway: "Gateway",
+        scheduler: Scheduler,
         exchange: Exchange,
         client: Client,
-        figures: "ClientFigures",
+        figures: ClientFigures,
         request: Request,
         model: str,
         prompt: Prompt,
@@ -72,7 +97,7 @@ class Flow:
         tap: Tap | None,
         xargs: bool | None,
     ) -> None:
-        self.gateway = gateway
+        self.scheduler = scheduler
         self.exchange = exchange
         self.client = client
         self.figures = figures
@@ -89,7 +114,7 @@ class Flow:
         self.first_us = 0
         self.live = False
         self.listed = False
-        """Whether the gateway will ask for progress soon."""
+        """Whether the scheduler will ask for progress soon."""
         self.worker: Worker | None = None
         self.call: Call | None = None
         self.status = 0
@@ -115,9 +140,9 @@ class Flow:
 
     def dispatch(self, command: Dispatch) -> None:
         """Send the request to the worker."""
-        worker = self.worker = self.gateway.workers.by_id[command.worker]
+        worker = self.worker = self.scheduler.workers.by_id[command.worker]
         if command.attempt == 1:
-            waited = self.gateway.dispatcher.now - self.arrived_us
+            waited = self.scheduler.decided_us - self.arrived_us
             self.figures.wait.observe(waited / 1e6)
         self.refused = None
         self.kept.clear()
@@ -173,11 +198,11 @@ class Flow:
         if self.live and self.tap is not None and self.tap.usage is not None:
             # It has all of the answer and did not wait for the end of the stream, as OpenAI's library does.
             assert self.worker is not None
-            self.gateway.workers.succeeded(self.worker)
+            self.scheduler.workers.succeeded(self.worker)
             self._settle(self.tap.usage, self.worker)
         elif self.live:
             self._ended("cancelled")
-            self.gateway.step(ev.Cancelled(self.gateway.now_us(), self.request.rid))
+            self.scheduler.step(ev.Cancelled(self.scheduler.now_us(), self.request.rid))
         self.stop()
 
     def pause(self) -> None:
@@ -228,7 +253,7 @@ class Flow:
             if not self.first_us:
                 self._first_token()
             self.listed = True
-            self.gateway.made_progress(self)
+            self.scheduler.made_progress(self)
 
     def whole(self, head: ResponseHead, body: bytes) -> None:
         """Pass on a good answer that came in one piece, and settle."""
@@ -252,12 +277,12 @@ class Flow:
     def end(self) -> None:
         """The answer is whole: settle."""
         self.call = None
-        gateway, worker = self.gateway, self.worker
+        scheduler, worker = self.scheduler, self.worker
         assert worker is not None
         if self.refused is not None:
             self._refused_by(worker)
             return
-        gateway.workers.succeeded(worker)
+        scheduler.workers.succeeded(worker)
         tap = self.tap
         if tap is not None:
             usage, rest = tap.usage, tap.rest()
@@ -270,34 +295,36 @@ class Flow:
     def error(self, error: UpstreamError) -> None:
         """The answer will not come, or not to its end."""
         self.call = None
-        gateway, worker = self.gateway, self.worker
+        scheduler, worker = self.scheduler, self.worker
         assert worker is not None
         self.refused = None
-        gateway.workers.failed(worker, unreachable=error.kind in {"connect", "closed"})
+        scheduler.workers.failed(worker, unreachable=error.kind in {"connect", "closed"})
         if self.live:
-            gateway.step(
-                ev.Failed(gateway.now_us(), self.request.rid, retryable=not error.answered, reason=str(error))
+            scheduler.step(
+                ev.Failed(
+                    scheduler.now_us(), self.request.rid, retryable=not error.answered, reason=str(error)
+                )
             )
 
     # --- inside --------------------------------------------------------------------------------
 
     def _first_token(self) -> None:
-        gateway = self.gateway
-        now = self.first_us = gateway.now_us()
+        scheduler = self.scheduler
+        now = self.first_us = scheduler.now_us()
         self.figures.first_token.observe((now - self.arrived_us) / 1e6)
-        gateway.step(ev.FirstToken(now, self.request.rid))
+        scheduler.step(ev.FirstToken(now, self.request.rid))
 
     def _settle(self, usage: Usage | None, worker: Worker) -> None:
-        gateway, rid = self.gateway, self.request.rid
-        now = gateway.now_us()
+        scheduler, rid = self.scheduler, self.request.rid
+        now = scheduler.now_us()
         if usage is None:
-            gateway.report_progress(self)
+            scheduler.report_progress(self)
             self._ended("ok")
-            gateway.step(ev.Finished(now, rid))
+            scheduler.step(ev.Finished(now, rid))
             return
         prompt_tokens, cached, output = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
         if prompt_tokens:
-            gateway.prompts.learn(self.model, self.prompt, prompt_tokens)
+            scheduler.prompts.learn(self.model, self.prompt, prompt_tokens)
             self.figures.prompt_tokens += prompt_tokens
             if cached is not None:
                 worker.count_hit(prompt_tokens, cached)
@@ -306,23 +333,23 @@ class Flow:
             if self.first_us and output > 1:
                 self.figures.per_token.observe((now - self.first_us) / 1e6 / (output - 1))
         self._ended("ok")
-        gateway.step(ev.Finished(now, rid, prompt_tokens, cached, output))
+        scheduler.step(ev.Finished(now, rid, prompt_tokens, cached, output))
 
     def _refused_by(self, worker: Worker) -> None:
-        gateway, status = self.gateway, self.status
+        scheduler, status = self.scheduler, self.status
         if status >= 500:
-            gateway.workers.failed(worker, unreachable=False)
+            scheduler.workers.failed(worker, unreachable=False)
         else:
-            gateway.workers.succeeded(worker)
-        retryable = status in gateway.retry_statuses
-        gateway.step(
-            ev.Failed(gateway.now_us(), self.request.rid, retryable, f"the worker answered {status}")
+            scheduler.workers.succeeded(worker)
+        retryable = status in scheduler.retry_statuses
+        scheduler.step(
+            ev.Failed(scheduler.now_us(), self.request.rid, retryable, f"the worker answered {status}")
         )
 
     def _ended(self, result: str) -> None:
         self.live = False
         self.figures.ended(result)
-        self.gateway.forget(self)
+        self.scheduler.forget(self)
 
 
 def _read_head(status: int, headers: Headers) -> tuple[bytes, int | None, bool]:

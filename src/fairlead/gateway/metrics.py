@@ -4,13 +4,14 @@ Labels are bounded: the first ``clients`` names get series of their own, the res
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from fairlead.core.dispatcher import Dispatcher
+from fairlead.gateway.workers import Worker
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
-
-    from fairlead.gateway.app import Gateway
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5)
@@ -90,10 +91,19 @@ class Metrics:
 
 
 class Exposition:
-    """A Prometheus collector over one gateway."""
+    """A Prometheus collector over one gateway. ``connections`` counts the open ones of clients."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
+    def __init__(
+        self,
+        metrics: Metrics,
+        dispatcher: Dispatcher,
+        workers: Iterable[Worker],
+        connections: Callable[[], int],
+    ) -> None:
+        self._metrics = metrics
+        self._dispatcher = dispatcher
+        self._workers = workers
+        self._connections = connections
 
     def render(self) -> bytes:
         """Return the exposition text."""
@@ -114,7 +124,7 @@ class Exposition:
         yield from self._of_itself(core)
 
     def _of_clients(self, core: Any) -> Iterator["Metric"]:
-        metrics = self._gateway.metrics
+        metrics = self._metrics
         requests = core.CounterMetricFamily(
             "fairlead_requests", "Requests ended, by how.", labels=["client", "result"]
         )
@@ -149,7 +159,7 @@ class Exposition:
         yield from (requests, prompts, outputs, wait, first, each)
 
     def _of_books(self, core: Any) -> Iterator["Metric"]:
-        dispatcher, metrics = self._gateway.dispatcher, self._gateway.metrics
+        dispatcher, metrics = self._dispatcher, self._metrics
         service = core.CounterMetricFamily(
             "fairlead_service", "Service delivered, in units.", labels=["client"]
         )
@@ -189,8 +199,7 @@ class Exposition:
         yield from (service, outstanding, credit, queued)
 
     def _of_workers(self, core: Any) -> Iterator["Metric"]:
-        gateway = self._gateway
-        fleet = gateway.dispatcher.fleet
+        fleet = self._dispatcher.fleet
         tables: list[tuple[str, str, Sequence[Any]]] = [
             ("fairlead_worker_running", "Requests sent and not ended.", fleet.running),
             ("fairlead_worker_queued", "Requests waiting here for it.", fleet.queued),
@@ -225,7 +234,7 @@ class Exposition:
             "Figures that it said and that cannot be true.",
             labels=["worker", "figure"],
         )
-        for engine in gateway.workers:
+        for engine in self._workers:
             up.add_metric([engine.id], engine.up)
             precise.add_metric([engine.id], engine.precise)
             for figure, count in engine.ignored.items():
@@ -237,21 +246,21 @@ class Exposition:
         yield from (up, real, precise, failures, stale, ignored)
 
     def _of_itself(self, core: Any) -> Iterator["Metric"]:
-        gateway = self._gateway
+        metrics = self._metrics
         stages = core.HistogramMetricFamily(
             "fairlead_decision_seconds", "Time per stage of taking in a request.", labels=["stage"]
         )
-        for stage, histogram in gateway.metrics.stages.items():
+        for stage, histogram in metrics.stages.items():
             stages.add_metric([stage], histogram.buckets(), histogram.sum)
         delay = core.HistogramMetricFamily("fairlead_event_loop_delay_seconds", "How late a timer fires.")
-        delay.add_metric([], gateway.metrics.loop_delay.buckets(), gateway.metrics.loop_delay.sum)
+        delay.add_metric([], metrics.loop_delay.buckets(), metrics.loop_delay.sum)
         refused = core.CounterMetricFamily(
             "fairlead_refused", "Requests refused at the door.", labels=["reason"]
         )
-        for reason, count in gateway.metrics.refused.items():
+        for reason, count in metrics.refused.items():
             refused.add_metric([reason], count)
         retries = core.CounterMetricFamily("fairlead_retries", "Requests tried on another worker.")
-        retries.add_metric([], gateway.dispatcher.retries)
+        retries.add_metric([], self._dispatcher.retries)
         connections = core.GaugeMetricFamily("fairlead_connections", "Open client connections.")
-        connections.add_metric([], len(gateway.server.connections))
+        connections.add_metric([], self._connections())
         yield from (stages, delay, refused, retries, connections)

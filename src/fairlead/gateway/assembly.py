@@ -1,0 +1,89 @@
+"""From configuration to the gateway's parts: the dispatcher, prompt keys, KV-cache event followers."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_64_intdigest
+
+from fairlead.config import Config
+from fairlead.core import events as ev
+from fairlead.core.dispatcher import Dispatcher, Settings
+from fairlead.core.model import Costs
+from fairlead.core.ordering import OrderingContext, make_ordering
+from fairlead.core.registry import parse_spec
+from fairlead.core.routing import make_routing
+from fairlead.core.routing.base import RoutingContext
+from fairlead.gateway.prompt import BytePrompts, PromptKeys
+from fairlead.gateway.workers import Worker
+
+if TYPE_CHECKING:
+    from fairlead.gateway.kv_events import KvEvents
+
+log = logging.getLogger("fairlead.gateway")
+
+
+def make_dispatcher(config: Config) -> Dispatcher:
+    """Make the core with the configured policies. Raises ``PolicyError``."""
+    policy, policy_params = parse_spec(config.policy)
+    order, order_params = parse_spec(config.queue_order)
+    costs = Costs()
+    return Dispatcher(
+        make_routing(policy, policy_params, RoutingContext(Random(config.seed), costs)),
+        make_ordering(order, order_params, OrderingContext(costs)),
+        Settings(
+            costs=costs,
+            max_attempts=config.max_attempts,
+            retry_ratio=config.retry_ratio,
+            max_queued=config.queue_size,
+            queue_timeout_us=int(config.queue_timeout_secs * 1e6),
+            forward=config.engine_ordering,
+        ),
+        {name: client.weight for name, client in config.clients.items()},
+    )
+
+
+def make_prompts(config: Config, adapters: dict[str, str]) -> PromptKeys:
+    """Make what turns prompts into block keys. Raises ``TokenizerError``.
+
+    ``adapters`` names the base model of each LoRA adapter. The caller adds to it as workers list them.
+    """
+    if not config.tokenizer:
+        return BytePrompts(config.block_tokens)
+    from fairlead.gateway.tokenizing import load_prompts  # noqa: PLC0415 - an optional extra
+
+    tokens = load_prompts(Path(config.tokenizer), block_tokens=config.block_tokens)
+    tokens.adapters = adapters
+    return tokens
+
+
+def kv_follower(
+    config: Config,
+    worker: Worker,
+    sources: bytes,
+    emit: Callable[[ev.Event], None],
+    now_us: Callable[[], int],
+) -> "KvEvents | None":
+    """Make the follower of a worker's KV-cache events; None, and a warning, if they cannot be followed.
+
+    ``sources`` is the worker's answer to ``/kv_event_sources``.
+    """
+    # Only who follows events pays for ZMQ.
+    from fairlead.gateway.kv_events import KeySettings, KvEvents, SourceError, source_from  # noqa: PLC0415
+
+    try:
+        source = source_from(sources, worker.id)
+    except SourceError as error:
+        log.warning("KV-cache events of %s cannot be followed: %s", worker.id, error)
+        return None
+    model = next((m.id for m in worker.models if not m.parent), "")
+    return KvEvents(
+        worker.id,
+        source,
+        KeySettings(model, config.block_tokens, xxh3_64_intdigest),
+        emit=emit,
+        now=now_us,
+        on_state=lambda state: log.info("KV cache of %s: %s (%s)", worker.id, state.phase, state.reason),
+    )
