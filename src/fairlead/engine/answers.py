@@ -83,8 +83,9 @@ class Reply:
         """The client is gone: the engine drops the request."""
         self.abort(self.rid)
 
-    def pause(self) -> None:
-        """A slow reader's answer is buffered: its size is bounded by the context length."""
+    def pause(self) -> bool:
+        """A slow reader's answer may wait whole: its size is bounded by the context length."""
+        return True
 
     def resume(self) -> None:
         """Nothing was held back."""

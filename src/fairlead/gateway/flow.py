@@ -205,10 +205,12 @@ class Flow:
             self.scheduler.step(ev.Cancelled(self.scheduler.now_us(), self.request.rid))
         self.stop()
 
-    def pause(self) -> None:
-        """The client reads slowly: so is the worker read."""
-        if self.call is not None:
-            self.call.pause()
+    def pause(self) -> bool:
+        """The client is too far behind: hold back an answer that is computed already, cut off a stream."""
+        if self.call is None or self.streamed:
+            return False
+        self.call.pause()
+        return True
 
     def resume(self) -> None:
         """The client caught up."""

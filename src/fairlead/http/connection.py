@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from fairlead.http.backlog import BEHIND, STALLED, Backlog
 from fairlead.http.exchange import Exchange
 from fairlead.http.heads import KnownHead, RequestHead, remember
 from fairlead.http.messages import Headers, Response, error_body
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 HELD_BYTES = 262_144
 """Bytes kept for later while an answer is under way; beyond them the socket is not read."""
+UNSENT_BYTES = 131_072
+"""Bytes that the kernel may hold unsent for a client: what a slow reader leaves waits where it is counted."""
 LINGER_S = 2.0
 """How long a refused client may go on sending before it is cut off. Closing at once would reset the
 connection and could destroy the error on its way to the client."""
@@ -45,9 +48,11 @@ class ServerConnection(asyncio.Protocol):
     """One client connection. Its states: reading a request, answering, lingering after a refusal."""
 
     __slots__ = (
+        "_backlog",
         "_body",
         "_body_size",
         "_close_after",
+        "_closing",
         "_exchange",
         "_expects",
         "_head_done",
@@ -85,6 +90,9 @@ class ServerConnection(asyncio.Protocol):
         self.deadline = 0.0
         """When ``timed_out`` is due, in the loop's seconds; 0 for never."""
         self.paused = False
+        """Whether the transport takes no more: the client does not keep up."""
+        self._backlog: Backlog | None = None
+        """What waits for the transport; made when it first blocks."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self.write: Callable[[bytes], None] = _nowhere
@@ -102,6 +110,8 @@ class ServerConnection(asyncio.Protocol):
         self._reading_paused = False
         self._running = False
         self._close_after = False
+        self._closing = False
+        """Whether to close once the backlog is sent."""
         self._replayed = False
         self._waiters: list[asyncio.Future[None]] = []
         self._phase = NEW
@@ -128,6 +138,8 @@ class ServerConnection(asyncio.Protocol):
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         name = transport.get_extra_info("peername")
         self.peer = str(name[0]) if isinstance(name, tuple) else ""
         self.server.connections.add(self)
@@ -141,17 +153,19 @@ class ServerConnection(asyncio.Protocol):
         self.server.forget(self)
         self._ready.clear()
         self._held.clear()
+        if self._backlog is not None:
+            self._backlog.clear()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.lose()
         self._wake()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; or keep for later what comes while an answer is under way."""
-        if self._exchange is not None or self._ready or self._refusal is not None:
+        """Parse; or keep for later what comes while an answer is under way or waits for its reader."""
+        if self._exchange is not None or self.paused or self._ready or self._refusal is not None:
             self._hold(data)
             return
-        if self._lingering:
+        if self._lingering or self._closing:
             return
         known = self._known
         if known is None or self._in_message or not self._take_known(known, data):
@@ -179,27 +193,43 @@ class ServerConnection(asyncio.Protocol):
             )
         elif self._in_message and not self._lingering:
             self._say(_RefusedError(400, "the connection ended in the middle of the request"))
-        return False
+        elif self._backlog:
+            self._close()  # once the backlog is sent
+        return self._closing
 
     def pause_writing(self) -> None:
-        """The client does not keep up."""
+        """The transport is full: what follows waits in the backlog."""
+        transport = self._transport
+        assert transport is not None
         self.paused = True
         self.deadline = self._loop.time() + self.server.limits.write_timeout
-        exchange = self._exchange
-        if exchange is not None and exchange.listener is not None:
-            exchange.listener.pause()
+        if self._backlog is None:
+            self._backlog = Backlog(self, self.server.backlogs)
+        self._backlog.block(transport.get_write_buffer_size())
+        self.write = self._backlog.add
 
     def resume_writing(self) -> None:
-        """The client caught up."""
+        """The transport takes more: move the backlog on, and go on if that is all."""
+        transport, backlog = self._transport, self._backlog
+        if transport is None or backlog is None:
+            return
         self.paused = False
+        self.write = transport.write
+        backlog.move(transport.write)  # may pause again
+        exchange = self._exchange
+        if backlog.held_back and backlog.size <= self.server.backlogs.each // 2:
+            backlog.held_back = False
+            if exchange is not None and exchange.listener is not None:
+                exchange.listener.resume()
+        if self.paused:
+            return
         self.deadline = 0.0
         self._wake()
-        exchange = self._exchange
-        if exchange is None:
+        if self._closing:
+            self._close()
+        elif self._exchange is None:
             self._phase = NEW
-            self._settle()
-        elif exchange.listener is not None:
-            exchange.listener.resume()
+            self._loop.call_soon(self._next)
 
     # --- what exchanges and the server call ----------------------------------------------------
 
@@ -239,10 +269,44 @@ class ServerConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.lose()
 
+    @property
+    def backlog_size(self) -> int:
+        """Bytes that wait for a client which does not keep up."""
+        return 0 if self._backlog is None else self._backlog.size
+
+    def fell_behind(self) -> None:
+        """More waits than may: have the answer held back, or cut the connection."""
+        exchange, backlog = self._exchange, self._backlog
+        if backlog is None or backlog.held_back:
+            return
+        if exchange is not None and exchange.listener is not None and exchange.listener.pause():
+            backlog.held_back = True
+        else:
+            self.cut(BEHIND)
+
+    def cut(self, reason: str) -> None:
+        """Drop a reader that is too slow; ``reason`` is one of ``fairlead.http.backlog``."""
+        self.server.backlogs.cut[reason] += 1
+        if self._backlog is not None:
+            self._backlog.clear()  # at once: the transport reports its loss later
+        if self._exchange is not None:
+            self._exchange.cut = reason
+        self.abort()
+
     def timed_out(self) -> None:
         """Act on the deadline: refuse the slow sender, drop the slow reader, close the idle."""
         self.deadline = 0.0
-        if self.paused or self._lingering:
+        transport, backlog = self._transport, self._backlog
+        if transport is None:
+            return
+        if self.paused and backlog is not None:
+            left = transport.get_write_buffer_size()
+            if left < backlog.in_transport:
+                backlog.block(left)
+                self.deadline = self._loop.time() + self.server.limits.write_timeout
+            else:
+                self.cut(STALLED)
+        elif self._lingering or transport.is_closing():
             self.abort()
         elif self._in_message:
             self._say(_RefusedError(408, "the request did not arrive in time"))
@@ -431,12 +495,12 @@ class ServerConnection(asyncio.Protocol):
         self.deadline = self._loop.time() + allowed
 
     def _next(self) -> None:
-        """Run handlers while requests are complete and answers come at once."""
-        if self._running:
+        """Run handlers while requests are complete, answers come at once, and the client takes them."""
+        if self._running or self.paused:
             return
         self._running = True
         try:
-            while self._exchange is None and self._transport is not None and not self._lingering:
+            while self._exchange is None and not (self._transport is None or self._lingering or self.paused):
                 if not self._ready and not self._release_held():
                     self._settle()
                     break
@@ -493,8 +557,13 @@ class ServerConnection(asyncio.Protocol):
             return
         self._ready.clear()
         self._held.clear()
+        self._closing = bool(self._backlog)
+        if self._closing:
+            return
         if self._lingering and not transport.is_closing() and transport.can_write_eof():
             self.deadline = self._loop.time() + LINGER_S
             transport.write_eof()
             return
+        if not self.paused:  # else its deadline runs already
+            self.deadline = self._loop.time() + self.server.limits.write_timeout
         transport.close()

@@ -15,8 +15,11 @@ class Listener(Protocol):
     def disconnected(self) -> None:
         """The client is gone; nothing more can be sent."""
 
-    def pause(self) -> None:
-        """The client reads slower than the answer comes: hold it back."""
+    def pause(self) -> bool:
+        """The client is as far behind as it may be. Return True to send no more until ``resume``.
+
+        With False the connection is cut, and ``disconnected`` called, soon.
+        """
 
     def resume(self) -> None:
         """The client caught up."""
@@ -37,6 +40,7 @@ class Exchange:
         "_remaining",
         "begun",
         "body",
+        "cut",
         "keep_alive",
         "listener",
         "method",
@@ -58,6 +62,8 @@ class Exchange:
         self.listener: Listener | None = None
         self.begun = False
         """Whether the answer's head is decided: a different answer is no longer possible."""
+        self.cut = ""
+        """Why the client was cut off as a slow reader; empty if it was not."""
         self._head = b""
         self._chunked = False
         self._remaining = -1
@@ -89,7 +95,7 @@ class Exchange:
 
     @property
     def paused(self) -> bool:
-        """Whether the client reads slower than it is sent to."""
+        """Whether the client reads slower than it is sent to, so that bytes wait for it."""
         return self._connection is not None and self._connection.paused
 
     def header(self, name: bytes) -> bytes | None:

@@ -1,7 +1,8 @@
 """An HTTP/1.1 server for answers that may take minutes: llhttp parses, uvloop moves the bytes.
 
 A ``Handler`` is called once a request is complete. It answers through the ``Exchange`` at once or
-later, whole or in parts, and hears at once when the client is gone or reads too slowly.
+later, whole or in parts, and hears at once when the client is gone. What a client does not take at
+once waits in memory; see ``fairlead.http.backlog``.
 
 Framing is strict: whatever llhttp or RFC 9112 calls ambiguous (two lengths, length and chunking,
 bare line feeds, folded headers, ...) is refused with 400 and the connection closed, because the
@@ -15,6 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from fairlead.http.backlog import Backlogs
 from fairlead.http.connection import ServerConnection
 from fairlead.http.exchange import Exchange, Listener
 from fairlead.http.messages import Headers, Response, error_response, json_response
@@ -53,6 +55,10 @@ class HttpLimits(NamedTuple):
     """Between requests on one connection."""
     write_timeout: float = 60.0
     """How long a client may take nothing of an answer that is ready for it."""
+    answer_buffer_bytes: int = 16 * 2**20
+    """Bytes of answers that may wait for one client; beyond them it is cut off."""
+    answer_buffer_total_bytes: int = 512 * 2**20
+    """Bytes of answers that may wait for all clients; beyond them the one furthest behind is cut off."""
     pipelined: int = 32
     """Requests that a client may send ahead of their answers."""
 
@@ -67,6 +73,7 @@ class Server:
         self.handler = handler
         self.limits = limits or HttpLimits()
         self.connections: set[ServerConnection] = set()
+        self.backlogs = Backlogs(self.limits.answer_buffer_bytes, self.limits.answer_buffer_total_bytes)
         self.draining = False
         self._empty = asyncio.Event()
         self._listening: list[asyncio.Server] = []
@@ -182,8 +189,9 @@ class _CancelOnLoss:
     def disconnected(self) -> None:
         self.task.cancel()
 
-    def pause(self) -> None:
-        """Nothing to do: coroutines await ``Exchange.drained``."""
+    def pause(self) -> bool:
+        """Coroutines await ``Exchange.drained``."""
+        return True
 
     def resume(self) -> None:
         """Nothing to do."""
