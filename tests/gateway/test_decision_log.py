@@ -197,7 +197,7 @@ def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
 def test_every_policy_can_be_described_for_the_log() -> None:
     """The header needs what the gateway was configured with, in whatever form that was given."""
     from fairlead.config import resolve
-    from fairlead.gateway.assembly import make_dispatcher
+    from fairlead.gateway.assembly import configured_dispatcher
     from fairlead.trace.decisions import Setup
 
     for policy in POLICIES.names():
@@ -205,7 +205,7 @@ def test_every_policy_can_be_described_for_the_log() -> None:
             config = resolve(
                 {"policy": policy, "order": order, "queue_timeout_secs": 1.5, "clients": CLIENTS}
             )
-            made = make_dispatcher(config)
+            made = configured_dispatcher(config)
             setup = Setup.of(made, policy, order, 3)
             again = setup.dispatcher()
             assert again.settings == made.settings

@@ -3,19 +3,15 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
 from fairlead.config import Config
 from fairlead.core import events as ev
-from fairlead.core.dispatcher import Dispatcher, Settings
-from fairlead.core.model import Costs
-from fairlead.core.ordering import OrderingContext, make_ordering
-from fairlead.core.registry import parse_spec
-from fairlead.core.routing import make_routing
-from fairlead.core.routing.base import RoutingContext
+from fairlead.core.dispatcher import Dispatcher
+from fairlead.core.make import make_dispatcher
+from fairlead.core.settings import Settings
 from fairlead.gateway.prompt import BytePrompts, PromptKeys
 from fairlead.gateway.workers import Worker
 
@@ -25,23 +21,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("fairlead.gateway")
 
 
-def make_dispatcher(config: Config) -> Dispatcher:
+def configured_dispatcher(config: Config) -> Dispatcher:
     """Make the core with the configured policies. Raises ``PolicyError``."""
-    policy, policy_params = parse_spec(config.policy)
-    order, order_params = parse_spec(config.queue_order)
-    costs = Costs()
-    return Dispatcher(
-        make_routing(policy, policy_params, RoutingContext(Random(config.seed), costs)),
-        make_ordering(order, order_params, OrderingContext(costs)),
-        Settings(
-            costs=costs,
+    return make_dispatcher(
+        config.queue_order,
+        config.policy,
+        settings=Settings(
             max_attempts=config.max_attempts,
             retry_ratio=config.retry_ratio,
             max_queued=config.queue_size,
             queue_timeout_us=int(config.queue_timeout_secs * 1e6),
             forward=config.engine_ordering,
         ),
-        {name: client.weight for name, client in config.clients.items()},
+        weights={name: client.weight for name, client in config.clients.items()},
+        seed=config.seed,
     )
 
 

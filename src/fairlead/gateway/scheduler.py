@@ -11,7 +11,7 @@ from time import monotonic_ns
 from fairlead.config import Config
 from fairlead.core import events as ev
 from fairlead.core.commands import Dispatch, Fail, Reject
-from fairlead.gateway.assembly import kv_follower, make_dispatcher, make_prompts
+from fairlead.gateway.assembly import configured_dispatcher, kv_follower, make_prompts
 from fairlead.gateway.decision_log import open_decision_log
 from fairlead.gateway.flow import Flow
 from fairlead.gateway.metrics import Metrics
@@ -34,7 +34,7 @@ class Scheduler:
     def __init__(self, config: Config, metrics: Metrics) -> None:
         self.config = config
         self.metrics = metrics
-        self.dispatcher = make_dispatcher(config)
+        self.dispatcher = configured_dispatcher(config)
         self.workers = Workers(
             config,
             self.step,
