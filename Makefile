@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo fast test test-fast test-examples lint check bench experiments test-engines lock clean help
+.PHONY: demo fast test test-fast test-examples lint check bench docs experiments test-engines lock clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -59,15 +59,26 @@ bench: $(VENV)/.dev ## the core's and the simulator's benchmarks: ratios, and ab
 	@for b in core.index core.ordering core.routing core.dispatcher simulate; do echo "== benchmarks.$$b"; \
 	  $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
 
+$(VENV)-docs/.done: requirements/docs.lock | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/docs.lock
+	@touch $@
+
+docs: $(VENV)/.runtime $(VENV)-docs/.done ## write the generated pages, then build the documentation into site/
+	@FAIRLEAD_PURE=1 $(BIN)/python scripts/reference.py
+	@FAIRLEAD_PURE=1 $(BIN)/python scripts/draw_experiments.py
+	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet --clean
+	@echo "site/index.html"
+
 experiments: $(VENV)/.runtime ## E1 to E5 in their quick forms, a minute; docs/experiments.md has the full ones
 	@$(BIN)/fairlead experiment --quick $(ARGS)
 
 lock: ## renew the locked dependencies
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet pip-tools
-	for f in runtime dev; do $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
+	for f in runtime dev docs; do $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url \
 	  --no-emit-trusted-host --no-emit-find-links --no-header -o requirements/$$f.lock requirements/$$f.in; done
 
 clean: ## remove the environments, caches and what was compiled
 	$(PYTHON) scripts/compile.py --clean
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-engines .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-docs $(VENV)-engines site .mypy_cache .ruff_cache .pytest_cache .hypothesis build

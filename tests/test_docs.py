@@ -2,17 +2,18 @@
 
 import argparse
 import importlib
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from fairlead.cli import COMMANDS
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.routing import POLICIES
-from fairlead.policies import markdown_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,10 +44,39 @@ def test_the_check_of_policies_runs_as_it_is_shown() -> None:
     )
 
 
-def test_the_readmes_tables_are_what_the_registry_says() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert markdown_table(ORDERINGS) in readme
-    assert markdown_table(POLICIES) in readme
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_the_pages_take_from_the_code_is_current() -> None:
+    wanted: dict[Path, str] = reference().files()
+    pages = (
+        "README.md",
+        "docs/cli.md",
+        "docs/configuration.md",
+        "docs/gateway-metrics.md",
+        "docs/policies/index.md",
+    )
+    assert {ROOT / page for page in pages} <= wanted.keys()
+    stale = [str(path.relative_to(ROOT)) for path, text in wanted.items() if path.read_text("utf-8") != text]
+    assert not stale, "run: python scripts/reference.py"
+
+
+def test_a_generated_part_without_a_source_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        reference().part("no such part")
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    named = set(re.findall(r"(?:^|[ -])([\w/.-]+\.md)$", navigation, re.MULTILINE))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert named == pages, "mkdocs.yml lists the pages"
 
 
 def test_every_policy_has_its_section() -> None:
@@ -58,7 +88,7 @@ def test_every_policy_has_its_section() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
             if not target.startswith("http"):
                 assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"
@@ -91,5 +121,5 @@ def test_commands_in_documents_parse(document: str, line: str) -> None:
 
 def test_there_are_commands_to_parse() -> None:
     found = list(quoted_commands())
-    assert {document for document, _ in found} >= {"README.md", "docs/simulator.md", "docs/compare.md"}
+    assert {document for document, _ in found} >= {"README.md", "docs/tutorial.md", "docs/compare.md"}
     assert {line.split()[1] for _, line in found} >= {"simulate", "compare", "report", "replay", "serve"}

@@ -43,7 +43,7 @@ def markdown_table(registry: Registry[Any]) -> str:
     rows = [f"| {registry.kind} | rule | source | parameters |", "|---|---|---|---|"]
     for name in registry.built_in():
         policy = registry.get(name)
-        params = ", ".join(f"`{p.name}={_shown(p.default)}`" for p in policy.params) or "none"
+        params = ", ".join(f"`{p.name}={shown(p.default)}`" for p in policy.params) or "none"
         rows.append(f"| `{name}` | {policy.summary} | {policy.source} | {params} |")
     return "\n".join(rows)
 
@@ -75,7 +75,8 @@ def _shown_or_why_not(registry: Registry[Any], name: str) -> str:
         return f"  {name}\n      {error}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a parameter's value as it is given on the command line."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
@@ -86,6 +87,6 @@ def _text(policy: type[Described], package: str) -> str:
     if package:
         lines.append(f"      package: {package}")
     for p in policy.params:
-        text = f"{p.name}={_shown(p.default)}  {p.help}"
+        text = f"{p.name}={shown(p.default)}  {p.help}"
         lines += textwrap.wrap(text, 96, initial_indent="        ", subsequent_indent="            ")
     return "\n".join(lines)

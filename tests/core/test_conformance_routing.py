@@ -15,6 +15,7 @@ from fairlead.core.model import Request
 from fairlead.core.params import PolicyError
 from fairlead.core.routing import POLICIES, make_routing
 from fairlead.core.routing.base import RoutingContext
+from fairlead.policies import shown
 
 from .driver import Driver, make_dispatcher
 from .routing_fleet import PlainFleet, match, policy, request
@@ -327,7 +328,7 @@ def test_an_unknown_policy_lists_the_valid_ones():
 
 def parameter_rows(cls):
     """The rows of a policy's table in the docs."""
-    return [f"| `{p.name}` | `{p.default}` | {p.help}{_choices(p)} |" for p in cls.params]
+    return [f"| `{p.name}` | `{shown(p.default)}` | {p.help}{_choices(p)} |" for p in cls.params]
 
 
 def _choices(param):
