@@ -85,9 +85,10 @@ class Driver:
             request = self.queued.pop(command.rid)
             assert command.worker not in self.down, "sent to a worker that is down"
             self.running[command.rid] = (request, command.worker)
-            on_it = sum(w == command.worker for _, w in self.running.values())
             if self.most_running:
-                assert on_it <= self.limits[command.worker].sequences, "more sequences than credits"
+                on_it = [r.sequences for r, w in self.running.values() if w == command.worker]
+                limit = self.limits[command.worker].sequences
+                assert sum(on_it) <= limit or len(on_it) == 1, "more sequences than its capacity"
             assert command.attempt <= self.d.settings.max_attempts
         elif isinstance(command, Reject):
             self.queued.pop(command.rid)
@@ -129,6 +130,7 @@ class Driver:
             max_tokens=rng.choice([None, 4, 200]),
             session=rng.choice(["", "s1", "s2"]),
             arrived_us=self.now,
+            sequences=rng.choice([1, 1, 1, 2, 6]),
         )
         self.queued[request.rid] = request
         self.send(ev.Arrived(self.now, request))
@@ -138,7 +140,8 @@ class Driver:
             self.rng.randrange(1, 5), self.rng.choice([300, 1000, 100_000]), self.rng.choice([2, 50])
         )
         self.limits[name] = Limits(
-            max(limits.sequences, sum(w == name for _, w in self.running.values())), *limits[1:]
+            max(limits.sequences, sum(r.sequences for r, w in self.running.values() if w == name)),
+            *limits[1:],
         )
         self.down.discard(name)
         self.send(ev.WorkerUp(self.now, name, self.limits[name], exact))

@@ -48,7 +48,7 @@ class PlainFleet:
     def waiting_tokens(self, slot: int) -> int:
         return self.before[slot][1]
 
-    def ahead(self, slot: int, client: str, tokens: int) -> tuple[int, int]:
+    def ahead(self, slot: int, client: str, sequences: int, tokens: int) -> tuple[int, int]:
         return self.before[slot]
 
     def snapshot(self) -> dict[str, object]:

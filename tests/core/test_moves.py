@@ -107,7 +107,7 @@ class Careful(Dispatcher):
         self.looked += 1
         job, request = self.jobs[item.rid], item.request
         here, there = (request.matched_tokens(self.index.ready(s, item.keys)) for s in (slot, other))
-        fits = thief.has_capacity(request.prompt_tokens - here + job.expected)
+        fits = thief.has_capacity(job.sequences, request.prompt_tokens - here + job.expected)
         waited = (self.now - request.arrived_us) * thief.prefilling.rate
         assert not fits or waited < there - here or slot in job.tried
 

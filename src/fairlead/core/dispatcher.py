@@ -189,7 +189,7 @@ class Dispatcher:
         expected = int(self.fleet.mean_output)
         if request.max_tokens is not None and request.max_tokens < expected:
             expected = request.max_tokens
-        job = Job(request, self._seq, expected)
+        job = Job(request, self._seq, expected * request.sequences)
         if not self.fleet.slots:
             self._refuse_new(job, out, "no_worker", "no worker is known")
             return
@@ -279,7 +279,7 @@ class Dispatcher:
             self.ordering.settled(slot, job.client, prompt_change, change, more)
             self.routing.settled(job.client, slot, prompt_change, change, more)
         fleet = self.fleet
-        fleet.mean_output += (job.decoded - fleet.mean_output) * (1 - _OUTPUT_MEMORY)
+        fleet.mean_output += (job.decoded / job.sequences - fleet.mean_output) * (1 - _OUTPUT_MEMORY)
         job.account.requests += 1
         worker = self.workers[slot]
         worker.release(job, computed=True)
@@ -373,10 +373,10 @@ class Dispatcher:
         worker = self.workers[job.slot]
         if (
             not self.fleet.queued[job.slot]
-            and worker.has_capacity(job.extend + job.expected)
+            and worker.has_capacity(job.sequences, job.extend + job.expected)
             and self.ordering.passes(job.slot, job.client)
         ):
-            self.fleet.begin(job.slot)
+            self.fleet.begin(job.slot, job.sequences)
             self._admit(job, worker, out)
             return
         self._wait(job)

@@ -48,7 +48,7 @@ class FleetState:
         self.in_turns = False
         """Clients that wait are served in turns, so that one's long queue delays no other."""
         self._waits: list[dict[ClientId, tuple[int, int]]] = []
-        """By slot and client: requests that wait, and their extend tokens."""
+        """By slot and client: sequences of the requests that wait, and their extend tokens."""
         self._waiting_tokens: list[int] = []
         self.waiting = 0
 
@@ -137,7 +137,7 @@ class FleetState:
         self.refresh()
 
     def add_queued(self, slot: int, change: int) -> None:
-        """One request more (+1) or fewer (-1) waits for the worker."""
+        """So many sequences more, or fewer, wait for the worker."""
         before = self.queued[slot]
         self.queued[slot] = after = before + change
         self.bs[slot] = bs = self.bs[slot] + change
@@ -146,35 +146,35 @@ class FleetState:
         if (before < limit) is not (after < limit):
             self.refresh()
 
-    def waits(self, slot: int, client: ClientId, tokens: int) -> None:
-        """A request of so many extend tokens waits for the worker."""
+    def waits(self, slot: int, client: ClientId, sequences: int, tokens: int) -> None:
+        """A request of so many sequences and extend tokens waits for the worker."""
         waits = self._waits[slot]
-        requests, before = waits.get(client, (0, 0))
-        waits[client] = (requests + 1, before + tokens)
+        before, tokens_before = waits.get(client, (0, 0))
+        waits[client] = (before + sequences, tokens_before + tokens)
         self._waiting_tokens[slot] += tokens
-        self.waiting += 1
+        self.waiting += sequences
 
-    def waits_no_more(self, slot: int, client: ClientId, tokens: int) -> None:
+    def waits_no_more(self, slot: int, client: ClientId, sequences: int, tokens: int) -> None:
         """It was sent, or went away."""
         waits = self._waits[slot]
-        requests, before = waits[client]
-        if requests > 1:
-            waits[client] = (requests - 1, before - tokens)
+        before, tokens_before = waits[client]
+        if before > sequences:
+            waits[client] = (before - sequences, tokens_before - tokens)
         else:
             del waits[client]
         self._waiting_tokens[slot] -= tokens
-        self.waiting -= 1
+        self.waiting -= sequences
 
-    def ahead(self, slot: int, client: ClientId, tokens: int) -> tuple[int, int]:
+    def ahead(self, slot: int, client: ClientId, sequences: int, tokens: int) -> tuple[int, int]:
         """See ``routing.base.Fleet``."""
-        waits, requests, total = self._waits[slot], self.queued[slot], self._waiting_tokens[slot]
+        waits, queued, total = self._waits[slot], self.queued[slot], self._waiting_tokens[slot]
         if not self.in_turns:
-            return requests, total
+            return queued, total
         own, own_tokens = waits.get(client, (0, 0))
         others = len(waits) - (own > 0)
         # While this one waits for its turns, each other client gets about as much as it does.
         return (
-            own + min(requests - own, others * (own + 1)),
+            own + min(queued - own, others * (own + sequences)),
             own_tokens + min(total - own_tokens, others * (own_tokens + tokens)),
         )
 
@@ -182,24 +182,24 @@ class FleetState:
         """Return the extend tokens of all requests that wait for the worker."""
         return self._waiting_tokens[slot]
 
-    def begin(self, slot: int) -> None:
-        """One request runs that never waited."""
-        self.running[slot] += 1
-        self.bs[slot] = bs = self.bs[slot] + 1
+    def begin(self, slot: int, sequences: int) -> None:
+        """A request of so many sequences runs that never waited."""
+        self.running[slot] += sequences
+        self.bs[slot] = bs = self.bs[slot] + sequences
         self.root[slot] = _ROOTS[bs] if bs < 4096 else sqrt(bs + 1)
 
-    def start(self, slot: int) -> None:
-        """One request goes from waiting to running: the batch size stays."""
+    def start(self, slot: int, sequences: int) -> None:
+        """A request goes from waiting to running: the batch size stays."""
         before = self.queued[slot]
-        self.queued[slot] = before - 1
-        self.running[slot] += 1
-        if before == self.queue_limit[slot]:
+        self.queued[slot] = after = before - sequences
+        self.running[slot] += sequences
+        if before >= self.queue_limit[slot] > after:
             self.refresh()
 
-    def end(self, slot: int) -> None:
-        """One running request ended."""
-        self.running[slot] -= 1
-        self.bs[slot] = bs = self.bs[slot] - 1
+    def end(self, slot: int, sequences: int) -> None:
+        """A running request ended."""
+        self.running[slot] -= sequences
+        self.bs[slot] = bs = self.bs[slot] - sequences
         self.root[slot] = _ROOTS[bs] if bs < 4096 else sqrt(bs + 1)
 
     def refresh(self) -> None:

@@ -3,6 +3,7 @@
 The numbers are those of docs/architecture.md. It costs time in proportion to all state.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fairlead.core.job import Job
@@ -30,12 +31,18 @@ def check(dispatcher: "Dispatcher") -> None:
 def _check_conservation(dispatcher: "Dispatcher") -> None:
     """Invariants 1 and 10: each request that arrived is in exactly one place."""
     fleet, jobs = dispatcher.fleet, dispatcher.jobs
-    waiting = sum(job.state is State.QUEUED for job in jobs.values())
+    waits = [job for job in jobs.values() if job.state is State.QUEUED]
+    runs = [job for job in jobs.values() if job.state is not State.QUEUED]
+    parked = dispatcher.parked.values()
     assert dispatcher.arrived == len(jobs) + sum(dispatcher.ended.values()), "a request was lost"
-    assert waiting == dispatcher.shares.total, "queue counts differ"
-    assert waiting == len(dispatcher.parked) + sum(fleet.queued), "queue counts differ"
-    assert len(jobs) - waiting == sum(fleet.running), "running counts differ"
+    assert len(waits) == dispatcher.shares.total, "queue counts differ"
+    assert _sequences(waits) == _sequences(parked) + sum(fleet.queued), "sequences that wait differ"
+    assert _sequences(runs) == sum(fleet.running), "sequences that run differ"
     assert fleet.waiting == sum(fleet.queued), "counts of who waits differ"
+
+
+def _sequences(jobs: Iterable[Job]) -> int:
+    return sum(job.sequences for job in jobs)
 
 
 def _check_ledger(dispatcher: "Dispatcher") -> None:
@@ -55,8 +62,11 @@ def _check_worker(dispatcher: "Dispatcher", worker: Worker, jobs: list[Job]) -> 
     fleet, slot, queue = dispatcher.fleet, worker.slot, worker.queue
     name = fleet.ids[slot]
     sent = [job for job in jobs if job.state is not State.QUEUED]
-    assert fleet.queued[slot] == len(queue), f"{name}: queue length differs"
-    assert fleet.bs[slot] == fleet.queued[slot] + fleet.running[slot] == len(jobs), f"{name}: batch differs"
+    assert len(queue) == len(jobs) - len(sent), f"{name}: queue length differs"
+    assert fleet.running[slot] == _sequences(sent), f"{name}: sequences that run differ"
+    assert fleet.bs[slot] == fleet.queued[slot] + fleet.running[slot] == _sequences(jobs), (
+        f"{name}: batch size differs"
+    )
     assert fleet.pending[slot] == sum(job.pending for job in jobs), f"{name}: pending prefill differs"
     under_way = sum(job.pending for job in sent)
     assert fleet.pending[slot] - fleet.waiting_tokens(slot) == under_way, f"{name}: tokens that wait differ"

@@ -15,7 +15,7 @@ class Job(Waiting):
 
     __slots__ = (
         "account", "attempts", "candidates", "choice", "claim", "decoded", "expected", "extend", "hit_tokens",
-        "kv_extra", "pending", "slot", "state", "tried",
+        "kv_extra", "pending", "sequences", "slot", "state", "tried",
     )  # fmt: skip
 
     account: Account
@@ -26,6 +26,7 @@ class Job(Waiting):
 
     def __init__(self, request: Request, seq: int, expected: int) -> None:
         super().__init__(request, seq)
+        self.sequences = request.sequences
         self.state = State.QUEUED
         self.slot = -1
         """Worker slot; -1 while parked because no worker is up."""
@@ -39,7 +40,10 @@ class Job(Waiting):
         self.kv_extra = 0
         """KV tokens beside its blocks: the tail of the prompt and the output."""
         self.expected = expected
-        """Output tokens that room is kept for. Fixed at arrival, so that what fits, stays fitting."""
+        """Output tokens of all its sequences that are expected, and kept free for.
+
+        Fixed at arrival, so that what fits, stays fitting.
+        """
         self.decoded = 0
         """Output tokens charged so far."""
         self.attempts = 0

@@ -40,6 +40,11 @@ class Request(NamedTuple):
     arrived_us: int = 0
     streamed: bool = True
     """Whether ``FirstToken`` will tell when its prompt is computed; if not, that has to be guessed."""
+    sequences: int = 1
+    """Sequences that an engine runs for it, at least 1: ``n``, ``best_of``, the prompts of a list.
+
+    ``prompt_tokens`` is the sum over different prompts; ``max_tokens`` is for each sequence.
+    """
 
     def matched_tokens(self, blocks: int) -> int:
         """Prompt tokens covered by ``blocks`` cached blocks: at most all but one (see ``covered``)."""
@@ -58,7 +63,7 @@ class Costs(NamedTuple):
 class Limits(NamedTuple):
     """What one worker can take at once.
 
-    ``sequences``: requests in a batch. ``kv_tokens``: tokens of its KV pool. ``queue``: requests
+    ``sequences``: sequences in a batch. ``kv_tokens``: tokens of its KV pool. ``queue``: sequences
     that may wait for it at the dispatcher.
     """
 

@@ -61,7 +61,8 @@ class Stealing:
             request = item.request
             here = request.matched_tokens(ready(slot, request.keys))
             there = request.matched_tokens(ready(other, request.keys))
-            waited_enough = (now - request.arrived_us) * rate >= there - here
-            if waited_enough and thief.has_capacity(request.prompt_tokens - here + item.expected):
+            if (now - request.arrived_us) * rate < there - here:
+                continue
+            if thief.has_capacity(item.sequences, request.prompt_tokens - here + item.expected):
                 best = item, here
         return best

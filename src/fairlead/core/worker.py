@@ -69,8 +69,8 @@ class Worker:
             return True
         return self._gated and self.prefilling.full
 
-    def has_capacity(self, tokens: int) -> bool:
-        """Say whether one more sequence of so many new KV tokens can go.
+    def has_capacity(self, sequences: int, tokens: int) -> bool:
+        """Say whether a request of so many sequences and new KV tokens can go.
 
         An idle worker takes anything: a request that can never fit is for the engine to refuse, which
         knows its own limit exactly.
@@ -78,7 +78,7 @@ class Worker:
         fleet, slot = self._fleet, self.slot
         if self._forward or not fleet.running[slot]:
             return True
-        if self.full:
+        if self.full or (sequences > 1 and fleet.running[slot] + sequences > fleet.sequences[slot]):
             return False
         in_use = self._index.pinned(slot) * fleet.block_tokens + self.kv_extra
         return in_use + tokens <= fleet.kv_tokens[slot]
@@ -89,7 +89,7 @@ class Worker:
         request = item.request
         matched = item.matched if self._tracked else self._index.ready(self.slot, item.keys)
         extend = request.prompt_tokens - request.matched_tokens(matched)
-        return self.has_capacity(extend + item.expected)
+        return self.has_capacity(item.sequences, extend + item.expected)
 
     def resize(self) -> None:
         """Bound what the index remembers of its cache by its KV pool."""
@@ -120,8 +120,8 @@ class Worker:
     def enqueue(self, job: Job) -> None:
         """Put an assigned request into the queue."""
         fleet, slot, keys = self._fleet, self.slot, job.request.keys
-        fleet.add_queued(slot, 1)
-        fleet.waits(slot, job.client, job.pending)
+        fleet.add_queued(slot, job.sequences)
+        fleet.waits(slot, job.client, job.sequences, job.pending)
         self.queue.push(job, self._index.ready(slot, keys) if self._tracked else 0)
         fleet.kv_stale.add(slot)
 
@@ -130,13 +130,13 @@ class Worker:
         fleet, slot = self._fleet, self.slot
         assert job.claim is not None
         self.queue.discard(job)
-        fleet.waits_no_more(slot, job.client, job.pending)
+        fleet.waits_no_more(slot, job.client, job.sequences, job.pending)
         if self.head is job:
             self.head = None
         self._index.abandon(job.claim)
         fleet.pending[slot] -= job.pending
         job.pending = 0
-        fleet.add_queued(slot, -1)
+        fleet.add_queued(slot, -job.sequences)
         fleet.kv_stale.add(slot)
 
     # ------------------------------------------------------------------ requests that run
@@ -146,8 +146,8 @@ class Worker:
         fleet, slot = self._fleet, self.slot
         self.head = None
         self.queue.discard(job)
-        fleet.start(slot)
-        fleet.waits_no_more(slot, job.client, job.pending)
+        fleet.start(slot, job.sequences)
+        fleet.waits_no_more(slot, job.client, job.sequences, job.pending)
 
     def start(self, job: Job, now: int) -> int:
         """Count an assigned request among those that run, with what is cached now.
@@ -204,7 +204,7 @@ class Worker:
         self.kv_extra -= job.kv_extra
         job.kv_extra = 0
         fleet.context[slot] -= job.request.prompt_tokens
-        fleet.end(slot)
+        fleet.end(slot, job.sequences)
         fleet.kv_stale.add(slot)
 
     def __repr__(self) -> str:

@@ -25,11 +25,11 @@ class Fleet(Protocol):
 
     @property
     def running(self) -> Sequence[int]:
-        """Requests sent to the worker and not ended."""
+        """Sequences of the requests that were sent to the worker and have not ended."""
 
     @property
     def queued(self) -> Sequence[int]:
-        """Requests waiting for the worker at the dispatcher."""
+        """Sequences of the requests that wait for the worker at the dispatcher."""
 
     @property
     def bs(self) -> Sequence[int]:
@@ -61,7 +61,7 @@ class Fleet(Protocol):
 
     @property
     def sequences(self) -> Sequence[int]:
-        """Most requests in a batch."""
+        """Most sequences in a batch."""
 
     @property
     def context(self) -> Sequence[int]:
@@ -69,7 +69,7 @@ class Fleet(Protocol):
 
     @property
     def mean_output(self) -> float:
-        """Recent mean output tokens of a request."""
+        """Recent mean output tokens of a sequence."""
 
     @property
     def hit_rate(self) -> Sequence[float]:
@@ -85,16 +85,17 @@ class Fleet(Protocol):
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for any worker: the sum of ``queued``."""
+        """Sequences of the requests that wait for any worker: the sum of ``queued``."""
 
     def waiting_tokens(self, slot: int) -> int:
         """Return the part of ``pending`` that belongs to requests that wait at the dispatcher."""
 
-    def ahead(self, slot: int, client: ClientId, tokens: int) -> tuple[int, int]:
-        """Return requests waiting for the worker, and their extend tokens, that would go before another.
+    def ahead(self, slot: int, client: ClientId, sequences: int, tokens: int) -> tuple[int, int]:
+        """Return sequences waiting for the worker, and their extend tokens, that would go before others.
 
-        That is a request of ``client`` with so many extend tokens. All that wait, where the order is not
-        in turns of clients; else the client's own, and of each other at most as much again.
+        Those others are a request of ``client`` with so many sequences and extend tokens. All that wait go
+        before it, where the order is not in turns of clients; else the client's own, and of each other
+        client at most as much again.
         """
 
     @property

@@ -69,12 +69,12 @@ class Marginal(RoutingBase):
         used, cached, hits = fleet.kv_running, fleet.kv_cached, fleet.hit_rate
         for s in fleet.candidates:
             extend = prompt - match.tokens[s]
-            requests, tokens = fleet.ahead(s, client, extend)
+            ahead, tokens = fleet.ahead(s, client, request.sequences, extend)
             overflow = max(0, used[s] + tokens + extend - pools[s])
             evicting = extend - max(0, pools[s] - cached[s])
             cost = extend + 2 * hits[s] * evicting if evicting > 0 else extend
             before = pending[s] - fleet.waiting_tokens(s) + tokens
-            root = sqrt(running[s] + requests + 1)
+            root = sqrt(running[s] + ahead + 1)
             scores.append(before + overflow + reads * context[s] + cost * root)
         return scores
 
