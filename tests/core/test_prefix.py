@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.core.holders import Run
 from fairlead.core.keys import byte_keys, chain_keys, seed_key, token_keys
 from fairlead.core.model import BLOCK_KEY_BITS
 from fairlead.core.prefix import PrefixIndex
-from fairlead.core.prefix_tree import Claim, Segment
+from fairlead.core.prefix.holders import Run
+from fairlead.core.prefix.tree import Claim, Segment
 
 
 def prompt(letters: str) -> list[int]:

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fairlead.core.keys import chain_keys
 from fairlead.core.prefix import PrefixIndex
-from fairlead.core.prefix_tree import Claim
+from fairlead.core.prefix.tree import Claim
 
 SLOTS = 3
 

@@ -6,7 +6,7 @@ from fairlead.core.ledger import Account
 from fairlead.core.lifecycle import MOVES, LifecycleError, State
 from fairlead.core.model import Request
 from fairlead.core.ordering.base import Waiting
-from fairlead.core.prefix_tree import Claim
+from fairlead.core.prefix import Claim
 from fairlead.core.routing.base import Choice
 
 

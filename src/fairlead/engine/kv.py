@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fairlead.core.holders import common
-from fairlead.core.ring import Linked, link_newest, unlink
+from fairlead.core.prefix.holders import common
+from fairlead.core.prefix.ring import Linked, link_newest, unlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,11 +8,11 @@ of two sources: *speculative*, the requests sent to it, bounded by its cache siz
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from fairlead.core.holders import HolderTree, Run, Step
-from fairlead.core.masks import BlockMasks
 from fairlead.core.model import BlockKey
-from fairlead.core.prefix_tree import Claim, SlotTree, State
-from fairlead.core.ring import Linked
+from fairlead.core.prefix.holders import HolderTree, Run, Step
+from fairlead.core.prefix.masks import BlockMasks
+from fairlead.core.prefix.ring import Linked
+from fairlead.core.prefix.tree import Claim, SlotTree, State
 
 Notice = Callable[[int, Sequence[BlockKey]], None]
 """``notice(slot, keys)``, called after the change; the index may be asked, but not changed, inside."""

@@ -18,11 +18,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
-from fairlead.core.exact import ExactBlocks
-from fairlead.core.holders import HolderTree, Keys, Run, common
-from fairlead.core.masks import BlockMasks
 from fairlead.core.model import BlockKey
-from fairlead.core.ring import Linked, link_newest, unlink
+from fairlead.core.prefix.exact import ExactBlocks
+from fairlead.core.prefix.holders import HolderTree, Keys, Run, common
+from fairlead.core.prefix.masks import BlockMasks
+from fairlead.core.prefix.ring import Linked, link_newest, unlink
 
 EXACT_SLACK = 4
 """An exact source that reports more than so many times the worker's capacity has lost removals."""

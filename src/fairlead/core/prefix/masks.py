@@ -11,8 +11,8 @@ makes answers about those prefixes wrong but breaks nothing: no operation expect
 
 from collections.abc import Callable, Iterable, Sequence
 
-from fairlead.core.holders import Step
 from fairlead.core.model import BlockKey
+from fairlead.core.prefix.holders import Step
 
 SHARED_MASKS = 4096
 """Most masks remembered for sharing; beyond it the memory of them starts afresh."""

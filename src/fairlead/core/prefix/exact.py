@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from fairlead.core.masks import run_end
 from fairlead.core.model import BlockKey
+from fairlead.core.prefix.masks import run_end
 
 
 class ExactBlocks:
