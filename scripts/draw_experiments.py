@@ -54,6 +54,7 @@ def files(root: Path = ROOT) -> dict[Path, str]:
 def page(told: str, cells: Sequence[Mapping[str, Any]]) -> str:
     """Return a section of Markdown as a page of its own, with the policies behind the names in its tables."""
     heads_up = re.sub(r"^#(#+ )", r"\1", told, flags=re.MULTILINE)
+    heads_up = re.sub(r"^(!\[(.*)\]\(.*\))$", r"*\2*\n\n\1", heads_up, flags=re.MULTILINE)
     opening, *tables = re.split(r"^(?=## )", heads_up, maxsplit=1, flags=re.MULTILINE)
     title, rest = opening.rstrip().split("\n", 1)
     return f"{title}\n\n{_NOTE}{rest}\n\n{_who(cells)}\n{''.join(tables)}"

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fairlead
+from fairlead import testing
 from fairlead.cli import COMMANDS
 from fairlead.config import Config, reference
 from fairlead.core.ordering import ORDERINGS
@@ -117,8 +119,56 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "?")) else f"{text}."
 
 
+def public_names() -> str:
+    """Return what mkdocstrings is to describe: every public name, under the title of its kind."""
+    lines: list[str] = []
+    for title, modules in _KINDS.items():
+        lines += [f"## {title}", ""]
+        for module in modules:
+            for name in _public(module):
+                lines += [f"::: {module}.{name}", ""]
+    return "\n".join(lines).rstrip()
+
+
+def _public(module: str) -> list[str]:
+    """Return the public names that a module defines, in the order of its source."""
+    found = importlib.import_module(module)
+    if module.startswith("fairlead.testing"):
+        names = [n for n in testing.__all__ if getattr(getattr(testing, n), "__module__", "") == module]
+    else:
+        homes = fairlead._HOME  # noqa: SLF001 - the one list of where each name is
+        names = [n for n, home in homes.items() if f"fairlead.{home}" == module]
+    order = list(vars(found))
+    return sorted(names, key=order.index)
+
+
+_KINDS = {
+    "The dispatcher": (
+        "fairlead.core.make",
+        "fairlead.core.dispatcher",
+        "fairlead.core.settings",
+        "fairlead.core.model",
+        "fairlead.core.lifecycle",
+    ),
+    "Events": ("fairlead.core.events",),
+    "Commands": ("fairlead.core.commands",),
+    "Block keys": ("fairlead.core.keys",),
+    "Ordering policies": ("fairlead.core.ordering.base",),
+    "Routing policies": ("fairlead.core.routing.base",),
+    "Parameters of policies": ("fairlead.core.params",),
+    "Tests": (
+        "fairlead.testing.world",
+        "fairlead.testing.engine",
+        "fairlead.testing.clock",
+        "fairlead.testing.checks",
+    ),
+}
+"""Where the public names are, for the page of the Python API."""
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "policies": policies,
+    "public names": public_names,
     "metrics": metrics,
     "commands": commands,
     "generators": lambda: generators(GENERATORS),
