@@ -33,7 +33,7 @@ class Dispatch(NamedTuple):
 class Reject(NamedTuple):
     """Tell the caller that the request will not be served. Nothing of it is charged.
 
-    ``code`` is one of ``queue_full``, ``queue_timeout``, ``no_worker``, ``too_long``.
+    ``code`` is ``queue_full``, ``queue_timeout`` or ``no_worker``.
     """
 
     rid: RequestId

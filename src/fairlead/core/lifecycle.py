@@ -39,7 +39,6 @@ MOVES: Final[dict[State, dict[str, State]]] = {
         "dispatch": State.RUNNING,
         "reject": State.REJECTED,
         "cancel": State.CANCELLED,
-        "fail": State.FAILED,
     },
     State.RUNNING: {
         "first_token": State.DECODING,

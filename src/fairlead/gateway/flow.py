@@ -23,7 +23,7 @@ from fairlead.http.server import Exchange
 
 _KEPT_BYTES = 8 * 2**20
 """Of an answer that is not a stream as much is kept to read its usage; of an error as much to pass on."""
-_STATUS_OF = {"queue_full": 429, "too_long": 400}
+_STATUS_OF = {"queue_full": 429}
 
 
 class Scheduler(Protocol):
