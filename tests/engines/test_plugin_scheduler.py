@@ -179,6 +179,15 @@ def test_every_choice_is_the_policys(
     assert preempted > 5
 
 
+@pytest.mark.parametrize("order", ["dlpm", "lpm"])
+def test_keys_that_are_all_the_same_change_no_choice(
+    settings: Settings, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most that forged keys could do. They only say whose match to look up again."""
+    monkeypatch.setattr(plugin.BlockHashes, "key_at", lambda keys, index: 7)
+    test_every_choice_is_the_policys(settings, order, 0, False, monkeypatch)
+
+
 @pytest.mark.parametrize("order", ["dlpm:quantum=500", "lpm"])
 def test_every_match_is_the_one_that_vllm_finds(settings: Settings, order: str) -> None:
     settings(order=order)
@@ -348,6 +357,7 @@ def test_what_is_charged_is_what_was_computed(settings: Settings, order: str, se
     meter = Meter(bare)
     drive(bare, seed, meter.step)
     figures = bare.scheduler.book.figures.clients
+    assert bare.scheduler.book.figures.ignored == 0, "nothing that vLLM really says is doubted"
     assert sum(f.preemptions for f in figures.values()) > 5
     for client, work in meter.work.items():
         output, requests = meter.outputs(client)
@@ -576,9 +586,47 @@ def test_who_sent_a_request(settings: Settings) -> None:
     settings(default_client="nobody")
     bare = fair()
     bare.scheduler.add_request(new_request("a", "alice", prompt(40, 1), 1))
-    bare.scheduler.add_request(new_request("b", None, prompt(40, 2), 1, session_id="session"))
+    bare.scheduler.add_request(new_request("b", None, prompt(40, 2), 1, session_id="s1"))
     bare.scheduler.add_request(new_request("c", None, prompt(40, 3), 1))
-    assert set(bare.scheduler.book.figures.clients) == {"alice", "session", "nobody"}
+    assert set(bare.scheduler.book.figures.clients) == {"alice", "session:s1", "nobody"}
+
+
+STRANGE = {
+    "a list": (["alice"], "default"),
+    "a fraction": (1.5, "default"),
+    "half a surrogate pair": ("\ud800", "default"),
+    "a huge number": (2**64 - 1, "18446744073709551615"),
+    "lines": ("a\n\0b", "a\n\0b"),
+    "the default's name": ("default", "default"),
+}
+
+
+@pytest.mark.parametrize(("client", "account"), STRANGE.values(), ids=STRANGE)
+def test_a_strange_client_id_is_charged_somewhere_and_harms_nobody(
+    settings: Settings, tmp_path: Path, client: Any, account: str
+) -> None:
+    settings(metrics_file=str(tmp_path / "f.json"))
+    bare = fair()
+    bare.scheduler.add_request(new_request("strange", client, prompt(100, 1), 3))
+    bare.scheduler.add_request(new_request("x" * 1_000_000, "x" * 1_000_000, prompt(100, 2), 3))
+    bare.send("good", "alice", prompt(100, 3), 3)
+    bare.run()
+    bare.scheduler.shutdown()
+    clients = json.loads((tmp_path / "f.json").read_text())["clients"]
+    assert len(clients) == 3
+    assert all(row["service"] == 106 for row in clients.values())
+    assert {account, "alice"} < set(clients)
+
+
+def test_extra_arguments_that_are_no_table_name_nobody(settings: Settings) -> None:
+    settings()
+    bare = fair()
+    request = new_request("a", None, prompt(40, 1), 1)
+    request.sampling_params.extra_args = ["client_id"]
+    request.arrival_time = float("nan")
+    bare.scheduler.add_request(request)
+    bare.run()
+    assert bare.scheduler.book.figures.clients["default"].ended == 1
 
 
 def layer(spec: type[Any], **options: Any) -> Any:
@@ -708,7 +756,7 @@ def test_the_end_of_what_is_cached_is_found_from_wherever_it_was(seed: int) -> N
     cache = plugin.PrefixCache.__new__(plugin.PrefixCache)
     cache.pool = SimpleNamespace(get_cached_block=lookup)
     cache._groups = [0]
-    keys = plugin.PromptKeys([n + 1 for n in range(3 * length)], length, 3)
+    keys = plugin.BlockHashes([n + 1 for n in range(3 * length)], length, 3)
     for _ in range(50):
         cached = rng.randint(0, length)
         assert cache.matched(keys) == cached

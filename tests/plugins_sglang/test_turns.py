@@ -73,12 +73,12 @@ class Choices:
         made = self.bare.scheduler
         known = made.fairlead.known
         left = [r for r in made.waiting_queue if r not in self._batch]
-        retracted = [r for r in left if known[r.rid].entry.state == PREEMPTED]
+        retracted = [r for r in left if known[id(r)].entry.state == PREEMPTED]
         if retracted:
             assert req is retracted[0]
             self.retracted += 1
             return
-        left.sort(key=lambda r: known[r.rid].entry.item.seq)
+        left.sort(key=lambda r: known[id(r)].entry.item.seq)
         cold = {r.rid for r in left if matched(self.bare, r) <= 1}
         alone = [
             r
@@ -99,7 +99,7 @@ class Choices:
         if self.order == "fcfs":
             return left[0]
         known, ordering = self.bare.scheduler.fairlead.known, self.bare.scheduler.fairlead.book.ordering
-        credit = {r.rid: ordering.credit(0, known[r.rid].entry.client) for r in left}
+        credit = {r.rid: ordering.credit(0, known[id(r)].entry.client) for r in left}
         if self.order == "vtc":
             most = max(credit.values())
             return next(r for r in left if credit[r.rid] == most)
@@ -174,6 +174,7 @@ def test_what_is_charged_is_what_was_computed(settings: Settings, order: str, ca
     drive(bare, seed, meter, outputs=(1, 60, 120, 180))
     turns = bare.scheduler.fairlead
     figures = turns.book.figures.clients
+    assert turns.book.figures.ignored == 0, "nothing that SGLang really says is doubted"
     assert sum(f.preemptions for f in figures.values()) > 1
     assert len(bare.aborted) > 5
     for client, work in meter.work.items():
@@ -239,6 +240,45 @@ def test_a_name_may_come_back(settings: Settings) -> None:
     figures = bare.scheduler.fairlead.book.figures.clients
     assert (figures["bob"].ended, figures["bob"].admitted) == (1, 0)
     assert (figures["carol"].extend_tokens, figures["carol"].output_tokens) == (50, 4)
+
+
+def test_two_callers_may_choose_one_name_at_once(settings: Settings) -> None:
+    """SGLang's HTTP processes each refuse a name that is in use there, and do not know of each other's."""
+    settings(order="dlpm:quantum=500")
+    bare = Bare(sequences=1)
+    bare.send("first.", "carol", prompt(40, 0), 4)
+    for n, client in enumerate(("alice", "bob", "alice", "bob")):
+        bare.send("same.", client, prompt(100 + 10 * n, n + 1), 4)
+    figures = bare.scheduler.fairlead.book.figures
+    for _ in range(100):
+        bare.step()
+        bare.scheduler.fairlead.book.ordering.check()
+    for client, tokens in (("alice", 100 + 120), ("bob", 110 + 130), ("carol", 40)):
+        found = figures.clients[client]
+        assert (found.extend_tokens, found.waiting, found.running) == (tokens, 0, 0)
+        assert found.admitted == found.ended
+    assert not bare.scheduler.fairlead.known
+
+
+@CACHES
+@pytest.mark.parametrize("order", ["dlpm", "lpm"])
+def test_keys_that_are_all_the_same_change_no_choice(
+    settings: Settings, order: str, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most that forged keys could do. They only say whose match to look up again."""
+    settings(order="dlpm:quantum=500" if order == "dlpm" else order)
+    blocks = plugin.new_keys
+    monkeypatch.setattr(plugin.TokenKeys, "key_at", lambda keys, index: 7)
+    monkeypatch.setattr(plugin, "new_keys", lambda *args: [7] * len(blocks(*args)))
+    choices = Choices(order, monkeypatch)
+    bare = choices.bare = Bare(cache=cache, tokens=POOL)
+    meter = Meter(bare)
+    drive(bare, 1, meter)
+    assert choices.chosen > 150
+    for client, work in meter.work.items():
+        mine = [count for name, count in bare.tokens.items() if bare.clients[name] == client]
+        found = bare.scheduler.fairlead.book.figures.clients[client]
+        assert found.extend_tokens + sum(mine) - sum(map(bool, mine)) == work
 
 
 def test_who_shares_an_uncached_prompt_waits_for_it_to_be_cached(settings: Settings) -> None:
@@ -367,10 +407,10 @@ def test_who_sent_a_request(settings: Settings) -> None:
     settings(default_client="nobody")
     bare = Bare()
     bare.send("a.", "alice", prompt(40, 1), 1)
-    bare.send("b.", None, prompt(40, 2), 1, session_id="session")
+    bare.send("b.", None, prompt(40, 2), 1, session_id="s1")
     bare.send("c.", None, prompt(40, 3), 1)
     bare.run()
-    assert set(bare.scheduler.fairlead.book.figures.clients) == {"alice", "session", "nobody"}
+    assert set(bare.scheduler.fairlead.book.figures.clients) == {"alice", "session:s1", "nobody"}
 
 
 def test_namespaces_of_the_cache_are_kept_apart(settings: Settings) -> None:
@@ -394,9 +434,9 @@ def test_a_prompt_whose_logprobs_are_asked_for_matches_up_to_there(settings: Set
     bare = Bare()
     req = bare.send("a.", "alice", prompt(320, 1), 1, return_logprob=True)
     req.logprob_start_len = 70
-    assert len(plugin.PromptKeys(req, 32)) == 2
+    assert len(plugin.TokenKeys(req, 32)) == 2
     req.positional_embed_overrides = object()
-    assert len(plugin.PromptKeys(req, 32)) == 0
+    assert len(plugin.TokenKeys(req, 32)) == 0
 
 
 def test_the_figures_are_in_a_file(settings: Settings, tmp_path: Path) -> None:

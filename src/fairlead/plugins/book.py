@@ -9,21 +9,29 @@ requests that look too good come up first; there their match is looked up and pu
 Charging, in tokens of prompt work: a request is charged what it has to compute when it is admitted. One that
 was preempted had ``computed`` tokens in KV; when it is resumed with ``cached`` of them left, it is charged
 the difference: what is computed a second time. One that ends early gets back what was not computed.
+
+The engine's figures are checked here. One that cannot be true (more tokens cached than the prompt has, say)
+is left out: the book's own estimate is used, the figures count it, and the log says so once. A request is
+never charged less than nothing, so that no wrong figure turns into credit.
 """
 
+import logging
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from fairlead.core.model import BlockKey, ClientId, Request
 from fairlead.core.ordering.base import Matched, Ordering, Waiting
+from fairlead.core.outside import MOST_TOKENS, MOST_US, whole
 from fairlead.plugins.figures import ClientFigures, Figures
 
 WAITING, ADMITTED, PREEMPTED = range(3)
+_log = logging.getLogger(__name__)
 
 
 class Entry:
     """A request in the engine."""
 
-    __slots__ = ("client", "computed", "figures", "item", "paid", "queued", "state")
+    __slots__ = ("charged", "client", "computed", "figures", "item", "paid", "queued", "state")
 
     def __init__(self, item: Waiting, figures: ClientFigures) -> None:
         self.item = item
@@ -33,7 +41,9 @@ class Entry:
         self.queued = False
         """Whether it is in the policy's queue now."""
         self.paid = 0
-        """Leading tokens whose computation was charged as prompt work."""
+        """Leading tokens whose computation was charged as prompt work, or that were cached."""
+        self.charged = 0
+        """Tokens of prompt work that its client was charged for it, less what it got back."""
         self.computed = 0
         """Tokens in KV when it was last preempted."""
 
@@ -53,6 +63,8 @@ class Book:
         self._queue = ordering.make_queue(0, matched)
         self._arrivals = 0
         self._tracks = ordering.uses_match
+        self._doubted: set[str] = set()
+        """Kinds of figures that the log has told of."""
 
     def arrived(
         self,
@@ -66,6 +78,9 @@ class Book:
         """Queue a request. ``keys`` name the full blocks of its prompt. KeyError if the name is in use."""
         if name in self.entries:
             raise KeyError(f"request {name!r} is in the engine already")
+        guess = int(len(keys) * block_tokens)
+        prompt_tokens = self._checked("prompt tokens of a request", prompt_tokens, MOST_TOKENS, guess)
+        now_us = self._checked("time of arrival in us", now_us, MOST_US, 0)
         request = Request(self._arrivals, client, prompt_tokens, keys, block_tokens, arrived_us=now_us)
         item = Waiting(request, self._arrivals)
         self._arrivals += 1
@@ -112,15 +127,23 @@ class Book:
 
         Said again of a request that runs, it means that its prompt has grown.
         """
+        if entry.queued:
+            self.take(entry)
+        own = max(entry.paid, entry.item.request.prompt_tokens)
+        tokens = self._checked("tokens of an admitted request", tokens, MOST_TOKENS, own)
         figures, client = entry.figures, entry.client
         if entry.state == PREEMPTED:
-            again = entry.computed - cached
+            cached = self._cached(cached, tokens, entry.computed)
+            again = max(entry.computed - cached, -entry.charged)
             self.ordering.corrected(0, client, 0, again)
+            entry.charged += again
             figures.extend_tokens += again
             figures.preempted -= 1
             figures.running += 1
         elif entry.state == WAITING:
+            cached = self._cached(cached, tokens, entry.item.matched_tokens)
             self.ordering.admitted(0, entry.item, tokens - cached)
+            entry.charged += tokens - cached
             figures.admitted += 1
             figures.prompt_tokens += tokens
             figures.cached_tokens += cached
@@ -128,21 +151,30 @@ class Book:
             figures.waiting -= 1
             figures.running += 1
         else:
-            grown = tokens - cached
+            grown = tokens - self._cached(cached, tokens, entry.paid)
             self.ordering.corrected(0, client, grown, grown)
+            entry.charged += grown
             figures.prompt_tokens += grown
             figures.extend_tokens += grown
         entry.state = ADMITTED
         entry.paid = max(entry.paid, tokens)
 
+    def _cached(self, cached: int, tokens: int, own: int) -> int:
+        return self._checked("cached tokens of an admitted request", cached, tokens, min(own, tokens))
+
     def decoded(self, tokens: Mapping[ClientId, int]) -> None:
         """Say how many output tokens were computed for each client."""
         for client, count in tokens.items():
+            count = self._checked("output tokens of a step", count, MOST_TOKENS, 0)
             self.ordering.decoded(0, client, count)
             self.figures.of(client).output_tokens += count
 
     def preempted(self, entry: Entry, computed: int) -> None:
-        """Say that a request lost its KV: ``computed`` tokens."""
+        """Say that a request that runs lost its KV: ``computed`` tokens."""
+        if entry.state != ADMITTED:
+            self._doubt("preemption of a request in state", entry.state)
+            return
+        computed = self._checked("computed tokens of a preempted request", computed, MOST_TOKENS, entry.paid)
         entry.state = PREEMPTED
         entry.computed = computed
         entry.paid = max(entry.paid, computed)
@@ -160,23 +192,52 @@ class Book:
             return
         figures = entry.figures
         figures.ended += 1
+        if entry.queued:
+            self.take(entry)
         if entry.state == WAITING:
             figures.waiting -= 1
-            if entry.queued:
-                self.take(entry)
             return
         if entry.state == PREEMPTED:
             computed = entry.computed
             figures.preempted -= 1
         else:
             figures.running -= 1
-        undone = 0 if computed is None else entry.paid - computed
+        if computed is not None:
+            computed = self._checked("computed tokens of a request", computed, MOST_TOKENS, entry.paid)
+        undone = 0 if computed is None else min(entry.paid - computed, entry.charged)
         if undone > 0:
             self.ordering.corrected(0, entry.client, 0, -undone)
             figures.extend_tokens -= undone
+
+    def _checked(self, what: str, said: object, most: int, own: int) -> int:
+        """Return what the engine said if it is a whole number from 0 to ``most``, else ``own``."""
+        found = whole(said, most)
+        if found is not None:
+            return found
+        self._doubt(what, said)
+        return own
+
+    def _doubt(self, what: str, said: object) -> None:
+        """Count a figure that cannot be true; tell of the first one of its kind."""
+        self.figures.ignored += 1
+        if what not in self._doubted:
+            self._doubted.add(what)
+            _log.warning(
+                "fairlead: the engine says %s for: %s. That cannot be true, so an estimate is used. Further"
+                " ones are only counted, as 'ignored' in the metrics file. Please report it.",
+                *(_shown(said), what),
+            )
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def __iter__(self) -> Iterator[Waiting]:
         return iter(self._queue)
+
+
+def _shown(said: object) -> str:
+    """Return a short text for a log; Python refuses to write out integers of thousands of digits."""
+    try:
+        return reprlib.repr(said)
+    except ValueError:
+        return f"a number of more than {10**18:,}"

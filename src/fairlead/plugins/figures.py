@@ -9,13 +9,14 @@ import logging
 import os
 import threading
 import time
+from math import isfinite
 from pathlib import Path
 
 from fairlead.core.model import ClientId, Costs
 from fairlead.core.ordering.base import Ordering
-from fairlead.plugins.settings import PluginSettings, SettingsError
+from fairlead.plugins.settings import MOST_CLIENTS, PluginSettings, SettingsError
 
-KEPT_CLIENTS = 10_000
+KEPT_CLIENTS = MOST_CLIENTS
 """Clients with figures in memory; beyond it those without a request in the engine are added up."""
 
 _COUNTS = (
@@ -67,25 +68,34 @@ class Figures:
         self.clients: dict[ClientId, ClientFigures] = {}
         self.others = ClientFigures()
         """Of clients that are not kept any more."""
+        self.ignored = 0
+        """Figures of the engine that could not be true, and were not used."""
+        self._scan_at = limit
+        """How many clients there are when idle ones are looked for next."""
 
     def of(self, client: ClientId) -> ClientFigures:
         """Return the client's figures, all 0 on first sight."""
         found = self.clients.get(client)
         if found is None:
-            if len(self.clients) >= self._limit:
+            if len(self.clients) >= self._scan_at:
                 self._forget()
             found = self.clients[client] = ClientFigures()
         return found
 
     def _forget(self) -> None:
-        """Add up the clients without a request here; half of the limit at most, so that it is done rarely."""
+        """Add up clients without a request here; half of all at most, so that it is done rarely.
+
+        Where most clients have requests, the next look is at half as many clients again: a look at every
+        new client would let many names slow an engine down.
+        """
         idle = [
             client
             for client, figures in self.clients.items()
             if not (figures.waiting or figures.running or figures.preempted)
         ]
-        for client in idle[: max(1, self._limit // 2)]:
+        for client in idle[: max(1, len(self.clients) // 2)]:
             self.others.add(self.clients.pop(client))
+        self._scan_at = max(self._limit, len(self.clients) * 3 // 2)
 
     def service(self, figures: ClientFigures) -> int:
         """Return the service units that were delivered: prompt tokens computed, and output tokens."""
@@ -101,14 +111,21 @@ class Figures:
         others.add(self.others)
         served = sorted(self.clients.copy().items(), key=lambda pair: -self.service(pair[1]))
         for client, figures in served[: settings.metrics_clients]:
+            credit = ordering.credit(0, client)
             rows[client] = figures.as_dict() | {
                 "service": self.service(figures),
-                "credit": ordering.credit(0, client),
+                "credit": credit if isfinite(credit) else 0.0,  # JSON has no infinity
                 "weight": settings.weights.get(client, 1.0),
             }
         for _, figures in served[settings.metrics_clients :]:
             others.add(figures)
-        return {"time": time.time(), "order": ordering.name, "clients": rows, "others": others.as_dict()}
+        return {
+            "time": time.time(),
+            "order": ordering.name,
+            "clients": rows,
+            "others": others.as_dict(),
+            "ignored": self.ignored,
+        }
 
 
 class FiguresFile:
@@ -125,8 +142,12 @@ class FiguresFile:
         self._closed = threading.Event()
         try:
             self.write()
-        except OSError as error:  # better now than every second
-            raise SettingsError(f"setting 'metrics_file': cannot write {path}: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # better now than every second
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SettingsError(
+                f"setting 'metrics_file': cannot write {path!r}: {reason}. Name a file in a folder that"
+                " exists and that the engine may write to."
+            ) from None
         self._thread = threading.Thread(target=self._run, name="fairlead-figures", daemon=True)
         self._thread.start()
 
@@ -151,4 +172,7 @@ class FiguresFile:
         """Write once more and stop."""
         self._closed.set()
         self._thread.join()
-        self.write()
+        try:
+            self.write()
+        except OSError as error:  # an engine's end must not fail for it
+            _log.warning("fairlead: cannot write %s: %s", self._path, error)

@@ -31,7 +31,7 @@ import pkgutil
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version as version_of
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import xxhash
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # type: ignore[import-not-found]
@@ -39,6 +39,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # type: ign
 from fairlead.core.model import BLOCK_KEY_BITS, BlockKey, ClientId
 from fairlead.plugins.book import ADMITTED, PREEMPTED, WAITING, Book, Entry
 from fairlead.plugins.figures import Figures, FiguresFile
+from fairlead.plugins.keys import LazyKeys
 from fairlead.plugins.settings import (
     PluginSettings,
     SettingsError,
@@ -82,41 +83,26 @@ def _seed(extra_key: object, cache_salt: object) -> int:
     return xxhash.xxh3_64_intdigest(repr((extra_key, cache_salt or None)).encode())
 
 
-class PromptKeys(Sequence[BlockKey]):
-    """The keys of a prompt's full blocks, made when they are asked for: a hash of all tokens up to there.
+class TokenKeys(LazyKeys):
+    """A prompt's keys: a hash of all tokens up to the end of the block.
 
     SGLang computes the last token of a prompt in any case, and more if logprobs are asked for. Blocks that
     reach into that are not among them.
     """
 
-    __slots__ = ("_block_tokens", "_length", "_seed", "req")
+    __slots__ = ("_block_tokens", "_seed", "req")
 
     def __init__(self, req: Any, block_tokens: int) -> None:
+        reusable = req._compute_max_prefix_len(len(req.origin_input_ids))  # noqa: SLF001 - the only way to know
+        super().__init__(0 if req.positional_embed_overrides is not None else reusable // block_tokens)
         self.req = req
         self._block_tokens = block_tokens
         self._seed = _seed(req.extra_key, req.cache_salt)
-        reusable = req._compute_max_prefix_len(len(req.origin_input_ids))  # noqa: SLF001 - the only way to know
-        self._length = 0 if req.positional_embed_overrides is not None else reusable // block_tokens
 
-    def _key(self, index: int) -> BlockKey:
+    def key_at(self, index: int) -> BlockKey:
+        """Return the hash of the tokens up to the end of block ``index``."""
         tokens = memoryview(self.req.origin_input_ids)[: (index + 1) * self._block_tokens]
         return xxhash.xxh3_64_intdigest(tokens, self._seed) & _KEY_MASK
-
-    @overload
-    def __getitem__(self, index: int) -> BlockKey: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[BlockKey]: ...
-
-    def __getitem__(self, index: int | slice) -> BlockKey | Sequence[BlockKey]:
-        if isinstance(index, slice):
-            return [self._key(i) for i in range(*index.indices(self._length))]
-        if not 0 <= index < self._length:
-            raise IndexError(index)
-        return self._key(index)
-
-    def __len__(self) -> int:
-        return self._length
 
 
 def new_keys(tokens: "array[int]", seed: int, first: int, block_tokens: int) -> list[BlockKey]:
@@ -165,7 +151,10 @@ class Turns:
         self.book = Book(ordering, self._matched, Figures())
         page = self._cache.page_size
         self.block_tokens: int = page * -(-BLOCK_TOKENS // page)
-        self.known: dict[str, Known] = {}
+        self.known: dict[int, Known] = {}
+        """Requests in the engine by ``id``, which is theirs as long as they are here. Their names are their
+        callers' choice, and two callers may choose the same one.
+        """
         self._by_number: dict[int, Known] = {}
         """Requests that never ran, by the core's number."""
         self._aside: list[Known] = []
@@ -192,7 +181,7 @@ class Turns:
 
         The search counts as a use of what it finds, as in SGLang's cache-aware policies.
         """
-        if not isinstance(keys, PromptKeys):
+        if not isinstance(keys, TokenKeys):
             raise TypeError(f"keys of this cache are needed, not {type(keys).__name__}")
         self._match(keys.req, self._cache)
         tokens: int = keys.req.num_matched_prefix_tokens
@@ -224,7 +213,7 @@ class Turns:
         if self._passes % TICK_PASSES == 0:
             self.book.ordering.tick(self._passes * PASS_US)
         for known in self._aside:
-            if known.entry.state == WAITING and self.known.get(known.req.rid) is known:
+            if known.entry.state == WAITING and id(known.req) in self.known:
                 self.book.put_back(known.entry)
         self._aside.clear()
         self._shared.clear()
@@ -243,10 +232,7 @@ class Turns:
         """Bring the books in line with the scheduler's queue. Return those that were retracted."""
         retracted = []
         for req in queue:
-            known = self.known.get(req.rid)
-            if known is not None and known.req is not req:  # a name used again
-                self._end(known)
-                known = None
+            known = self.known.get(id(req))
             if known is None:
                 self._arrived(req)
                 continue
@@ -263,14 +249,14 @@ class Turns:
 
     def _arrived(self, req: Any) -> None:
         entry = self.book.arrived(
-            req.rid,
+            str(id(req)),
             client_of(self._settings, req.routing_key, req.session_id),
             len(req.origin_input_ids),
-            PromptKeys(req, self.block_tokens),
+            TokenKeys(req, self.block_tokens),
             self.block_tokens,
             self._passes * PASS_US,
         )
-        self.known[req.rid] = self._by_number[entry.item.rid] = Known(req, entry)
+        self.known[id(req)] = self._by_number[entry.item.rid] = Known(req, entry)
 
     def _place(self, at: int) -> None:
         """Put who goes next at index ``at`` of the queue; leave it as it is if nobody may."""
@@ -322,7 +308,7 @@ class Turns:
         """Note that the scheduler is at ``req``. Whom it passed over without a word is put aside."""
         at = self._queue.index(req, self._at)
         for passed in self._queue[self._at : at]:
-            self._leave_out(self.known[passed.rid])
+            self._leave_out(self.known[id(passed)])
         self._at = at
 
     def _leave_out(self, known: Known) -> None:
@@ -340,7 +326,7 @@ class Turns:
     def admitted(self, req: Any) -> None:
         """Charge a request that was admitted in this pass."""
         self._reached(req)
-        known = self.known[req.rid]
+        known = self.known[id(req)]
         self._leave_out(known)
         self._by_number.pop(known.entry.item.rid, None)
         known.tokens, known.launched = len(req.full_untruncated_fill_ids), req.extend_end
@@ -353,21 +339,21 @@ class Turns:
     def passed_over(self, req: Any) -> None:
         """Leave a request out until the next pass."""
         self._reached(req)
-        self._leave_out(self.known[req.rid])
+        self._leave_out(self.known[id(req)])
         self._next()
 
     def grew(self, req: Any) -> None:
         """Note that one more chunk of a request is computed."""
-        known = self.known.get(req.rid)
-        if known is not None and known.req is req:
+        known = self.known.get(id(req))
+        if known is not None:
             known.launched = max(known.launched, req.extend_end)
 
     def computed(self, before: Iterable[tuple[Any, int]]) -> None:
         """Charge what a batch has put out; ``before`` has its requests and their output tokens until then."""
         tokens: dict[ClientId, int] = {}
         for req, had in before:
-            known = self.known.get(req.rid)
-            if known is None or known.req is not req:
+            known = self.known.get(id(req))
+            if known is None:
                 continue
             client = known.entry.client
             if new := len(req.output_ids) - had:
@@ -378,17 +364,16 @@ class Turns:
 
     def gone(self, req: Any) -> None:
         """Note that a request has ended outside of a batch."""
-        known = self.known.get(req.rid)
-        if known is not None and known.req is req:
+        known = self.known.get(id(req))
+        if known is not None:
             self._end(known)
 
     def _end(self, known: Known) -> None:
-        name = known.req.rid
-        del self.known[name]
+        del self.known[id(known.req)]
         self._by_number.pop(known.entry.item.rid, None)
         if known in self._shared:
             self._shared.remove(known)
-        self.book.ended(name, known.launched)
+        self.book.ended(str(id(known.req)), known.launched)
 
 
 def _begin(_: object, scheduler: Any) -> None:
@@ -484,7 +469,7 @@ _USED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "sglang.srt.managers.schedule_batch.Req.__init__",
         (
-            *("rid", "origin_input_ids", "output_ids", "full_untruncated_fill_ids", "extend_end"),
+            *("origin_input_ids", "output_ids", "full_untruncated_fill_ids", "extend_end"),
             *("prefix_len", "num_matched_prefix_tokens", "extra_key", "cache_salt", "routing_key"),
             *("session_id", "positional_embed_overrides"),
         ),

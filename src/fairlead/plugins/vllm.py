@@ -23,7 +23,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 from vllm.v1.core.block_pool import BlockPool  # type: ignore[import-not-found]
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator  # type: ignore[import-not-found]
@@ -38,8 +38,10 @@ from vllm.v1.request import Request, RequestStatus  # type: ignore[import-not-fo
 from vllm.version import __version__ as vllm_version  # type: ignore[import-not-found]
 
 from fairlead.core.model import BlockKey, ClientId
+from fairlead.core.outside import MOST_US, amount
 from fairlead.plugins.book import WAITING, Book
 from fairlead.plugins.figures import Figures, FiguresFile
+from fairlead.plugins.keys import LazyKeys
 from fairlead.plugins.settings import PluginSettings, client_of, plugin_ordering, read_settings
 
 TESTED = ("0.32", "0.33")
@@ -54,19 +56,20 @@ class UnsupportedError(RuntimeError):
     """This vLLM, or what it was told, does not go with the plugin. The message says what and what to do."""
 
 
-class PromptKeys(Sequence[BlockKey]):
-    """The keys of a prompt's full blocks, made from vLLM's hashes when they are asked for.
+class BlockHashes(LazyKeys):
+    """A prompt's keys, made from vLLM's own block hashes.
 
-    vLLM never reuses the last token of a prompt, hence a block that ends with it is not among them.
+    vLLM reuses a block by its hash alone, so its hashes are as hard to forge as its cache: see
+    ``--prefix-caching-hash-algo``. Python's hash of them is drawn anew in each process.
     """
 
-    __slots__ = ("_length", "hashes", "known", "per_block")
+    __slots__ = ("hashes", "known", "per_block")
 
     def __init__(self, hashes: Sequence[Any], length: int, per_block: int) -> None:
+        super().__init__(length)
         self.hashes = hashes
         self.per_block = per_block
         """Hashes a block: more than 1 where blocks of several sizes are cached."""
-        self._length = length
         self.known = 0
         """How many blocks were cached when it was last looked up."""
 
@@ -74,19 +77,9 @@ class PromptKeys(Sequence[BlockKey]):
         """Return vLLM's hash of block ``index``."""
         return self.hashes[(index + 1) * self.per_block - 1]
 
-    @overload
-    def __getitem__(self, index: int) -> BlockKey: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[BlockKey]: ...
-
-    def __getitem__(self, index: int | slice) -> BlockKey | Sequence[BlockKey]:
-        if isinstance(index, slice):
-            return [hash(self.hash_at(i)) for i in range(*index.indices(self._length))]
+    def key_at(self, index: int) -> BlockKey:
+        """Return a number for vLLM's hash of block ``index``."""
         return hash(self.hash_at(index))
-
-    def __len__(self) -> int:
-        return self._length
 
 
 class PrefixCache:
@@ -109,14 +102,14 @@ class PrefixCache:
         if full:
             self.block_tokens = manager.coordinator.single_type_managers[self.group].block_size
 
-    def keys(self, request: Any) -> PromptKeys:
+    def keys(self, request: Any) -> BlockHashes:
         """Return the keys of what a request may find cached; none if it asks not to look."""
         if not self.usable or request.skip_reading_prefix_cache or not request.block_hashes:
-            return PromptKeys((), 0, 1)
+            return BlockHashes((), 0, 1)
         length = (request.num_prompt_tokens - 1) // self.block_tokens
-        return PromptKeys(request.block_hashes, length, self.block_tokens // self.hash_tokens)
+        return BlockHashes(request.block_hashes, length, self.block_tokens // self.hash_tokens)
 
-    def has(self, keys: PromptKeys, index: int) -> bool:
+    def has(self, keys: BlockHashes, index: int) -> bool:
         """Say whether block ``index`` of a prompt is cached."""
         return self.pool.get_cached_block(keys.hash_at(index), self._groups) is not None
 
@@ -126,7 +119,7 @@ class PrefixCache:
         A cached block's parents are cached too. So the end is found by bisection, which starts where it was
         found last and doubles its stride: two look-ups if nothing has changed.
         """
-        if not isinstance(keys, PromptKeys):
+        if not isinstance(keys, BlockHashes):
             raise TypeError(f"keys of this cache are needed, not {type(keys).__name__}")
         known, last = keys.known, len(keys)
         stride = 1
@@ -166,7 +159,7 @@ class PrefixCache:
         ) -> Any:
             new: Sequence[BlockKey] = ()
             if len(book) and kv_cache_group_id == self.group:
-                keys = PromptKeys(request.block_hashes, num_full_blocks, block_size // self.hash_tokens)
+                keys = BlockHashes(request.block_hashes, num_full_blocks, block_size // self.hash_tokens)
                 first = num_cached_blocks
                 while first < num_full_blocks and self.has(keys, first):
                     first += 1
@@ -218,14 +211,15 @@ class FairQueue(RequestQueue):  # type: ignore[misc]
             request.num_prompt_tokens,
             keys,
             self._cache.block_tokens,
-            int(request.arrival_time * 1_000_000),
+            int((amount(request.arrival_time, MOST_US / 1e6) or 0.0) * 1e6),
         )
         self._requests[entry.item.rid] = request
 
     def _client(self, request: Any) -> ClientId:
-        params = request.sampling_params
-        given = (params.extra_args if params is not None else None) or {}
-        return client_of(self._settings, given.get("client_id"), getattr(request, "session_id", None))
+        """Return whom a request is charged to. What ``vllm_xargs`` has is the caller's own word."""
+        more = getattr(request.sampling_params, "extra_args", None)
+        client = more.get("client_id") if isinstance(more, dict) else None
+        return client_of(self._settings, client, getattr(request, "session_id", None))
 
     def peek_request(self) -> Any:
         """Return who goes next. Raises IndexError if nobody waits."""
