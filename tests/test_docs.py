@@ -72,6 +72,17 @@ def test_a_generated_part_without_a_source_is_an_error() -> None:
         reference().part("no such part")
 
 
+def test_pages_name_only_metrics_that_there_are() -> None:
+    module = reference()
+    families = set(re.findall(r"`(fairlead_\w+?)(?:_total)?`", module.metrics()))
+    assert "fairlead_requests" in families
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for name in re.findall(r"\b(fairlead_[a-z_]+)\b", path.read_text()):
+            plain = re.sub(r"_(total|bucket|sum|count)$", "", name)
+            modules = ("fairlead_example_policies", "fairlead_decision_log", "fairlead_engine_lag_seconds")
+            assert plain in families or plain in modules, f"{path.relative_to(ROOT)}: {name}"
+
+
 def test_every_page_is_in_the_sites_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
     named = set(re.findall(r"(?:^|[ -])([\w/.-]+\.md)$", navigation, re.MULTILINE))
