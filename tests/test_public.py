@@ -10,9 +10,9 @@ import fairlead
 PUBLIC = """
 Arrived CacheCleared CacheEvicted CacheStored Cancel Cancelled Choice Command Costs Dispatch Dispatcher Event
 Fail Failed Finished FirstToken Fits Fleet LifecycleError Limits Match Matched ON_NO_FIT Ordering OrderingBase
-OrderingContext Param PolicyError Progressed Queue Reject Request Routing RoutingBase RoutingContext Settings
-Tick Waiting WorkerChanged WorkerDown WorkerGone WorkerUp __version__ byte_keys compiled make_dispatcher
-seed_key token_keys
+OrderingContext Param PolicyError Progressed Queue Refused Reject Request Routing RoutingBase RoutingContext
+Settings Tick Waiting WorkerChanged WorkerDown WorkerGone WorkerUp __version__ byte_keys compiled
+make_dispatcher seed_key token_keys
 """
 
 

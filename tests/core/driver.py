@@ -69,6 +69,9 @@ class Driver:
         self.log: list[str] = []
         self.worst_running: Counter[str] = Counter()
         self.delivered: Counter[str] = Counter()
+        self.refusals: Counter[int] = Counter()
+        self.held: dict[str, int] = {}
+        """Until when workers said that they want nothing."""
 
     def send(self, event: ev.Event) -> list[Command]:
         commands = self.decide(event)
@@ -89,7 +92,8 @@ class Driver:
                 on_it = [r.sequences for r, w in self.running.values() if w == command.worker]
                 limit = self.limits[command.worker].sequences
                 assert sum(on_it) <= limit or len(on_it) == 1, "more sequences than its capacity"
-            assert command.attempt <= self.d.settings.max_attempts
+            assert command.attempt <= self.d.settings.max_attempts + self.refusals[command.rid]
+            assert self.held.get(command.worker, 0) <= self.now, "sent to a worker that has just refused"
         elif isinstance(command, Reject):
             self.queued.pop(command.rid)
             self.ended["rejected"] += 1
@@ -144,6 +148,8 @@ class Driver:
             *limits[1:],
         )
         self.down.discard(name)
+        if name not in self.d.fleet.slots:
+            self.held.pop(name, None)  # another one of that name, which has said nothing
         self.send(ev.WorkerUp(self.now, name, self.limits[name], exact))
 
     def finish(self, rid: int) -> None:
@@ -166,12 +172,12 @@ class Driver:
         known = sorted(self.d.fleet.slots)
         kind = rng.choices(
             ["arrive", "first", "progress", "finish", "fail", "cancel", "up", "down", "gone", "stored",
-             "evicted", "cleared", "tick", "changed"],
-            [30, 20, 10, 18, 4, 4, 3, 1.5, 0.7, 3, 2, 0.3, 3, 1],
+             "evicted", "cleared", "tick", "changed", "refuse"],
+            [30, 20, 10, 18, 4, 4, 3, 1.5, 0.7, 3, 2, 0.3, 3, 1, 2],
         )[0]  # fmt: skip
         if kind == "arrive":
             self.arrive()
-        elif kind in ("first", "finish", "fail", "progress") and self.running:
+        elif kind in ("first", "finish", "fail", "progress", "refuse") and self.running:
             rid = rng.choice(sorted(self.running))
             if kind == "first" and rid not in self.decoding:
                 self.decoding[rid] = 0
@@ -184,6 +190,8 @@ class Driver:
                 self.finish(rid)
             elif kind == "fail":
                 self.fail(rid)
+            elif kind == "refuse" and rid not in self.decoding:
+                self.refuse(rid)
         elif kind == "cancel" and (self.queued or self.running):
             rid = rng.choice(sorted([*self.queued, *self.running]))
             self.cancel(rid)
@@ -230,6 +238,14 @@ class Driver:
                 self.compare()
         else:
             self.send(ev.Failed(self.now, rid, retryable=False, reason="broke"))
+
+    def refuse(self, rid: int) -> None:
+        request, worker = self.running.pop(rid)
+        self.queued[rid] = request
+        self.refusals[rid] += 1
+        wait_us = self.rng.choice([0, 100_000, 3_000_000])
+        self.held[worker] = max(self.held.get(worker, 0), self.now + max(1, wait_us))
+        self.send(ev.Refused(self.now, rid, wait_us, "no room"))
 
     def cache(self, kind: str, name: str) -> None:
         if not self.d.workers[self.d.fleet.slots[name]].precise:

@@ -5,10 +5,11 @@ sends within the worker's capacity. Everything is decided and reserved inside th
 the I/O afterwards and reports what came of it as further events.
 
 Beside this file: ``worker.py`` (the books and the capacity of one worker), ``matching.py`` (what workers
-cache of a prompt), ``stealing.py`` (which request a worker takes from another's queue), ``invariants.py``
-(what is always true).
+cache of a prompt), ``stealing.py`` (which request a worker takes from another's queue), ``holding.py``
+(workers that said they have no room), ``invariants.py`` (what is always true).
 """
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
@@ -16,6 +17,7 @@ from fairlead.core import events as ev
 from fairlead.core import invariants
 from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject, Why
 from fairlead.core.fleet import FleetState
+from fairlead.core.holding import Holding
 from fairlead.core.job import Job
 from fairlead.core.ledger import Ledger
 from fairlead.core.lifecycle import ENDS, LifecycleError, State
@@ -69,6 +71,7 @@ class Dispatcher:
         self.arrived = 0
         self.retries = 0
         self.now = 0
+        self._holding = Holding(self.fleet, self.workers)
         self._stealing = Stealing(ordering, self.fleet, self.index, self.workers) if ordering.moves else None
         self._robbed: list[Worker] = []
         """Workers whose next request was taken away: another of theirs may fit."""
@@ -86,6 +89,7 @@ class Dispatcher:
             ev.Progressed: self._progressed,
             ev.Finished: self._finished,
             ev.Failed: self._failed,
+            ev.Refused: self._refused,
             ev.Cancelled: self._cancelled,
             ev.WorkerUp: self._worker_up,
             ev.WorkerDown: self._worker_down,
@@ -300,7 +304,8 @@ class Dispatcher:
             out.append(Fail(event.rid, event.reason))
         else:
             self._refund(job)
-            if event.retryable and job.attempts < self.settings.max_attempts and self._retry_tokens >= 1:
+            tried = job.attempts - job.refusals
+            if event.retryable and tried < self.settings.max_attempts and self._retry_tokens >= 1:
                 self._retry(job, out)
             else:
                 self._end(job, "fail")
@@ -315,6 +320,25 @@ class Dispatcher:
         job.tried = (*job.tried, job.slot)
         job.slot = -1
         self._place(job, out)
+
+    def _refused(self, event: ev.Refused, out: list[Command]) -> None:
+        """Hold the worker, and queue the request again: it keeps its place by arrival."""
+        job = self._job(event.rid)
+        job.move("refuse")
+        worker = self.workers[job.slot]
+        self._refund(job)
+        job.refusals += 1
+        self._holding.hold(worker, self.now + max(1, event.wait_us))
+        job.slot = -1
+        if worker.leaving:
+            self._free_if_empty(worker)
+        if job.deadline and job.deadline <= self.now:
+            self._end(job, "reject")
+            self._reject_late(job, out)
+            return
+        self._place(job, out)
+        if job.deadline and job.state is State.QUEUED:
+            insort(self._deadlines, (job.deadline, job.rid))
 
     def _refund(self, job: Job) -> None:
         """Take back everything that an attempt was charged, since the worker did no work for it."""
@@ -388,7 +412,9 @@ class Dispatcher:
         rid, timeout = job.request.rid, self.settings.queue_timeout_us
         self.shares.add(job.request.client, rid)
         if timeout:
-            self._deadlines.append((self.now + timeout, rid))
+            deadline = self.now + timeout
+            job.deadline = job.deadline or deadline
+            self._deadlines.append((deadline, rid))
 
     def _route(self, job: Job) -> bool:
         """Choose a worker and assign the request to it in all books; False if no worker can take it."""
@@ -608,6 +634,8 @@ class Dispatcher:
     def _tick(self, event: ev.Tick, out: list[Command]) -> None:
         self._time_out(out)
         fleet = self.fleet
+        if fleet.held:
+            self._release_held(out)
         if abs(self._block_tokens - fleet.block_tokens) > 0.05 * fleet.block_tokens:
             fleet.block_tokens = self._block_tokens
             for slot in fleet.slots.values():
@@ -631,11 +659,24 @@ class Dispatcher:
             job = self.jobs.get(rid)
             if job is not None and job.state is State.QUEUED:
                 self._end_waiting(job, "reject", out)
-                seconds = self.settings.queue_timeout_us / 1e6
-                out.append(Reject(rid, "queue_timeout", f"no worker had room within {seconds:g} s"))
+                self._reject_late(job, out)
         if len(deadlines) > 2 * self.shares.total + 1000:
             waiting = ((at, rid) for at, rid in deadlines if rid in self.jobs)
             self._deadlines = deque(entry for entry in waiting if self.jobs[entry[1]].state is State.QUEUED)
+
+    def _reject_late(self, job: Job, out: list[Command]) -> None:
+        seconds = self.settings.queue_timeout_us / 1e6
+        out.append(Reject(job.rid, "queue_timeout", f"no worker had room within {seconds:g} s"))
+
+    def _release_held(self, out: list[Command]) -> None:
+        """Send to workers again that were held for long enough; what waits for others may go to them."""
+        released = self._holding.release(self.now)
+        for job in self._holding.stranded():
+            self._leave_queue(job)
+            job.slot = -1
+            self._place(job, out)
+        for worker in released:
+            self._pump(worker, out)
 
     def _guess_computed(self, worker: Worker, out: list[Command]) -> None:
         """Count requests that say nothing before they end as computed when they should be."""

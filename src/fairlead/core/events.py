@@ -54,6 +54,19 @@ class Failed(NamedTuple):
     reason: str = ""
 
 
+class Refused(NamedTuple):
+    """The worker has no room now and says so, before a byte of an answer: the request waits again.
+
+    ``wait_us``: how long the worker is to get nothing. That is no failure: it costs neither one of the
+    request's attempts nor a retry, and the request ends when it has waited for too long in all.
+    """
+
+    at: int
+    rid: RequestId
+    wait_us: int
+    reason: str = ""
+
+
 class Cancelled(NamedTuple):
     """The client went away, or gave up waiting."""
 
@@ -137,6 +150,7 @@ Event = (
     | Progressed
     | Finished
     | Failed
+    | Refused
     | Cancelled
     | WorkerUp
     | WorkerDown

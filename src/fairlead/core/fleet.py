@@ -22,6 +22,8 @@ class FleetState:
         self.slots: dict[WorkerId, int] = {}
         self.up: list[bool] = []
         self.candidates: list[int] = []
+        self.held: set[int] = set()
+        """Slots of workers that said that they have no room: no candidates while there are others."""
         self.candidate_mask = 0
         self.running: list[int] = []
         self.queued: list[int] = []
@@ -109,6 +111,7 @@ class FleetState:
         self.ids[slot] = ""
         self.up[slot] = False
         self.kv_stale.discard(slot)
+        self.held.discard(slot)
         for numbers in (
             self.pending, self._kv_used, self._kv_running, self._kv_cached, self.kv_tokens, self.sequences
         ):  # fmt: skip
@@ -205,4 +208,6 @@ class FleetState:
     def refresh(self) -> None:
         """Find the candidates again. O(slots), on changes of health and of a full queue only."""
         self.candidates = [s for s, up in enumerate(self.up) if up and self.queued[s] < self.queue_limit[s]]
+        if self.held:
+            self.candidates = [s for s in self.candidates if s not in self.held] or self.candidates
         self.candidate_mask = sum(1 << s for s in self.candidates)

@@ -39,6 +39,8 @@ def _check_conservation(dispatcher: "Dispatcher") -> None:
     assert _sequences(waits) == _sequences(parked) + sum(fleet.queued), "sequences that wait differ"
     assert _sequences(runs) == sum(fleet.running), "sequences that run differ"
     assert fleet.waiting == sum(fleet.queued), "counts of who waits differ"
+    held = fleet.held.intersection(fleet.candidates)
+    assert not held or held == set(fleet.candidates), "a worker without room is a candidate beside others"
 
 
 def _sequences(jobs: Iterable[Job]) -> int:
@@ -60,6 +62,7 @@ def _check_ledger(dispatcher: "Dispatcher") -> None:
 def _check_worker(dispatcher: "Dispatcher", worker: Worker, jobs: list[Job]) -> None:
     """The books of one worker are those of its requests; invariant 3: it does not idle."""
     fleet, slot, queue = dispatcher.fleet, worker.slot, worker.queue
+    assert (slot in fleet.held) is (worker.held_until > 0), f"{fleet.ids[slot]}: whether it is held differs"
     name = fleet.ids[slot]
     sent = [job for job in jobs if job.state is not State.QUEUED]
     assert len(queue) == len(jobs) - len(sent), f"{name}: queue length differs"

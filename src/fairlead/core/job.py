@@ -14,8 +14,8 @@ class Job(Waiting):
     """Mutable state of one request: what queues see of it, and what only the dispatcher may touch."""
 
     __slots__ = (
-        "account", "attempts", "candidates", "choice", "claim", "decoded", "expected", "extend", "hit_tokens",
-        "kv_extra", "pending", "sequences", "slot", "state", "tried",
+        "account", "attempts", "candidates", "choice", "claim", "deadline", "decoded", "expected", "extend",
+        "hit_tokens", "kv_extra", "pending", "refusals", "sequences", "slot", "state", "tried",
     )  # fmt: skip
 
     account: Account
@@ -46,7 +46,12 @@ class Job(Waiting):
         """
         self.decoded = 0
         """Output tokens charged so far."""
+        self.deadline = 0
+        """When its waiting ends, set when it first waits; 0 for never."""
         self.attempts = 0
+        """How often it was sent."""
+        self.refusals = 0
+        """How many of these a worker refused because it had no room."""
         self.tried: tuple[int, ...] = ()
         """Slots that failed it."""
 

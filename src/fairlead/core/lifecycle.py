@@ -5,6 +5,7 @@
     arrive -> QUEUED -> RUNNING -> DECODING -> DONE
                 ^          |           |
                 +- retry --+           |
+                +- refuse -+           |
               reject     fail        fail
               cancel     cancel      cancel
 
@@ -44,6 +45,7 @@ MOVES: Final[dict[State, dict[str, State]]] = {
         "first_token": State.DECODING,
         "finish": State.DONE,
         "retry": State.QUEUED,
+        "refuse": State.QUEUED,
         "fail": State.FAILED,
         "cancel": State.CANCELLED,
     },

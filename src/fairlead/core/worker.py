@@ -25,8 +25,8 @@ class Worker:
     """
 
     __slots__ = (
-        "_cached", "_fleet", "_forward", "_gated", "_index", "_prompts", "_tracked", "head", "kv_extra",
-        "leaving", "precise", "prefilling", "queue", "slot",
+        "_cached", "_fleet", "_forward", "_gated", "_index", "_prompts", "_tracked", "head",
+        "held_until", "kv_extra", "leaving", "precise", "prefilling", "queue", "slot",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +49,8 @@ class Worker:
         """KV tokens in use beside the blocks of prompts: their last, partial blocks, and outputs."""
         self.leaving = False
         """It was taken out for good, and its last requests have not ended yet."""
+        self.held_until = 0
+        """It said that it has no room, and gets nothing before then, in microseconds; 0: it did not."""
         self._fleet = fleet
         self._index = index
         self._tracked = ordering.uses_match
@@ -62,6 +64,8 @@ class Worker:
     @property
     def full(self) -> bool:
         """Whether it has all it can use, of whatever size the next request is."""
+        if self.held_until:
+            return True
         if self._forward:
             return False
         fleet, slot = self._fleet, self.slot
@@ -77,7 +81,7 @@ class Worker:
         """
         fleet, slot = self._fleet, self.slot
         if self._forward or not fleet.running[slot]:
-            return True
+            return not self.held_until
         if self.full or (sequences > 1 and fleet.running[slot] + sequences > fleet.sequences[slot]):
             return False
         in_use = self._index.pinned(slot) * fleet.block_tokens + self.kv_extra
