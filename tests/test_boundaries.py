@@ -2,6 +2,8 @@
 
 import ast
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,105 @@ def test_modules_of_the_gateway_do_not_import_each_other_in_a_circle() -> None:
             reached |= ahead
             ahead = set().union(*(needs.get(n, set()) for n in ahead)) - reached
         assert name not in reached, f"{name} imports itself by way of others"
+
+
+INSIDE_CORE = {
+    "core/prefix": {"core.cached_tokens", "core.covered", "core.model", "core.prefix"},
+    "core/ordering": {
+        "core.cached_tokens",
+        "core.covered",
+        "core.model",
+        "core.ordering",
+        "core.params",
+        "core.registry",
+    },
+    "core/routing": {"core.model", "core.params", "core.registry", "core.routing"},
+    "core/events.py": {"core.model"},
+    "core/commands.py": {"core.model"},
+    "core/ledger.py": {"core.model"},
+    "core/prefilling.py": {"core.model"},
+    "core/shedding.py": {"core.model"},
+    "core/fleet.py": {"core.model"},
+}
+"""Rooms within the core, and what each may import of it. None of them knows of the dispatcher."""
+
+
+@pytest.mark.parametrize("room", sorted(INSIDE_CORE))
+def test_a_room_of_the_core_imports_only_what_it_may(room: str) -> None:
+    path = SRC / room
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    assert files
+    for file in files:
+        for name in imports(file):
+            parts = name.split(".")
+            if parts[0] == "fairlead":
+                assert ".".join(parts[1:3]) in INSIDE_CORE[room], f"{file.relative_to(SRC)} imports {name}"
+
+
+def test_who_imports_the_dispatcher_within_the_core() -> None:
+    """What the dispatcher is made of must not need it; ``check`` needs its type, ``make`` makes it."""
+    files = sorted((SRC / "core").rglob("*.py"))
+    found = [file.name for file in files if "fairlead.core.dispatcher" in imports(file)]
+    assert found == ["invariants.py", "make.py"]
+
+
+# ---- import cycles
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in SRC.rglob("*.py"):
+        parts = ("fairlead", *path.relative_to(SRC).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def run_at_import(tree: ast.Module, *, for_types: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the imports that run when the module is imported; with ``for_types`` also those for checkers."""
+    pending: list[ast.AST] = [*tree.body]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and not for_types and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            pending += ast.iter_child_nodes(node)
+
+
+def graph(*, for_types: bool) -> dict[str, set[str]]:
+    """Return what each module imports of ours."""
+    known = modules()
+    found: dict[str, set[str]] = {}
+    for name, path in known.items():
+        found[name] = set()
+        for node in run_at_import(ast.parse(path.read_text()), for_types=for_types):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+            else:
+                both = [(f"{node.module}.{alias.name}", node.module or "") for alias in node.names]
+                found[name] |= {inner if inner in known else outer for inner, outer in both}
+        found[name] &= known.keys()
+    return found
+
+
+def cycle(edges: dict[str, set[str]]) -> list[str]:
+    """Return modules that import each other in a circle; none if there is no circle."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}), "the test itself finds circles"
+    assert cycle(graph(for_types=False)) == []
+
+
+def test_within_the_core_no_circle_exists_for_types_either_but_of_check() -> None:
+    edges = {
+        name: found for name, found in graph(for_types=True).items() if name.startswith("fairlead.core.")
+    }
+    edges["fairlead.core.invariants"].remove("fairlead.core.dispatcher")
+    assert cycle(edges) == []
