@@ -82,6 +82,16 @@ class Config:
     stream_timeout_secs: float = _option(300.0, "longest silence within a worker's answer", 0.001)
     drain_timeout_secs: float = _option(30.0, "how long a shutdown waits for answers under way", 0)
     max_body_bytes: int = _option(64 * 2**20, "largest request body; beyond: 413", 1)
+    answer_buffer_bytes: int = _option(
+        16 * 2**20,
+        "bytes of an answer that may wait for a slow client; beyond: its stream is cut",
+        65_536,
+    )
+    answer_buffer_total_bytes: int = _option(
+        512 * 2**20,
+        "bytes that may wait for all slow clients; beyond: the furthest behind is cut",
+        65_536,
+    )
 
     max_attempts: int = _option(3, "workers that one request is tried on", 1)
     retry_ratio: float = _option(0.2, "retries allowed for each request that arrives", 0)

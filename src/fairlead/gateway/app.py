@@ -60,11 +60,16 @@ class Gateway:
         self._numbers = 0
         self._arriving: set[asyncio.Task[None]] = set()
         """Requests whose prompt a thread turns into keys."""
-        self.server = Server(self._routes(), HttpLimits(body_bytes=config.max_body_bytes))
-        self.port = 0
-        self._exposition = Exposition(
-            self.metrics, self.dispatcher, self.workers, lambda: len(self.server.connections)
+        self.server = Server(
+            self._routes(),
+            HttpLimits(
+                body_bytes=config.max_body_bytes,
+                answer_buffer_bytes=config.answer_buffer_bytes,
+                answer_buffer_total_bytes=config.answer_buffer_total_bytes,
+            ),
         )
+        self.port = 0
+        self._exposition = Exposition(self.metrics, self.dispatcher, self.workers, self.server)
 
     # --- life ----------------------------------------------------------------------------------
 

@@ -201,15 +201,30 @@ class Flow:
             self.scheduler.workers.succeeded(self.worker)
             self._settle(self.tap.usage, self.worker)
         elif self.live:
-            self._ended("cancelled")
-            self.scheduler.step(ev.Cancelled(self.scheduler.now_us(), self.request.rid))
+            if self.first_us:
+                self.scheduler.report_progress(self)
+            result, reason = "cancelled", "client disconnected"
+            if self.exchange.cut:
+                result, reason = "slow_reader", "client read too slowly"
+            self._ended(result)
+            self.scheduler.step(ev.Cancelled(self.scheduler.now_us(), self.request.rid, reason))
         self.stop()
 
     def pause(self) -> bool:
-        """The client is too far behind: hold back an answer that is computed already, cut off a stream."""
-        if self.call is None or self.streamed:
+        """The client is too far behind: cut off a stream; any other answer can wait in the worker.
+
+        An answer that is not a stream is computed before its first byte, so the worker's capacity is
+        free from here on. Its usage, which comes last, is not waited for.
+        """
+        worker = self.worker
+        if self.call is None or self.streamed or worker is None:
             return False
         self.call.pause()
+        if self.live:
+            self.scheduler.workers.succeeded(worker)
+            self._settle(None, worker)
+            self.kept.clear()
+            self.kept_size = _KEPT_BYTES  # nothing more is kept
         return True
 
     def resume(self) -> None:
@@ -239,6 +254,8 @@ class Flow:
     def data(self, body: bytes) -> None:
         """Pass on what came, and read it on the way."""
         tap = self.tap
+        if self.exchange.paused and not self.exchange.keeps_up():
+            return
         if self.refused is not None or tap is None:
             self.kept_size += len(body)
             if self.kept_size <= _KEPT_BYTES:
@@ -284,6 +301,9 @@ class Flow:
         if self.refused is not None:
             self._refused_by(worker)
             return
+        if not self.live:  # settled when the client fell behind
+            self.exchange.finish()
+            return
         scheduler.workers.succeeded(worker)
         tap = self.tap
         if tap is not None:
@@ -307,6 +327,8 @@ class Flow:
                     scheduler.now_us(), self.request.rid, retryable=not error.answered, reason=str(error)
                 )
             )
+        else:
+            self.exchange.abort()  # settled when the client fell behind, and not whole
 
     # --- inside --------------------------------------------------------------------------------
 

@@ -4,11 +4,12 @@ Labels are bounded: the first ``clients`` names get series of their own, the res
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairlead.core.dispatcher import Dispatcher
 from fairlead.gateway.workers import Worker
+from fairlead.http.server import Server
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -91,19 +92,19 @@ class Metrics:
 
 
 class Exposition:
-    """A Prometheus collector over one gateway. ``connections`` counts the open ones of clients."""
+    """A Prometheus collector over one gateway."""
 
     def __init__(
         self,
         metrics: Metrics,
         dispatcher: Dispatcher,
         workers: Iterable[Worker],
-        connections: Callable[[], int],
+        server: Server,
     ) -> None:
         self._metrics = metrics
         self._dispatcher = dispatcher
         self._workers = workers
-        self._connections = connections
+        self._server = server
 
     def render(self) -> bytes:
         """Return the exposition text."""
@@ -122,6 +123,7 @@ class Exposition:
         yield from self._of_books(core)
         yield from self._of_workers(core)
         yield from self._of_itself(core)
+        yield from self._of_connections(core)
 
     def _of_clients(self, core: Any) -> Iterator["Metric"]:
         metrics = self._metrics
@@ -261,6 +263,19 @@ class Exposition:
             refused.add_metric([reason], count)
         retries = core.CounterMetricFamily("fairlead_retries", "Requests tried on another worker.")
         retries.add_metric([], self._dispatcher.retries)
+        yield from (stages, delay, refused, retries)
+
+    def _of_connections(self, core: Any) -> Iterator["Metric"]:
+        backlogs = self._server.backlogs
         connections = core.GaugeMetricFamily("fairlead_connections", "Open client connections.")
-        connections.add_metric([], self._connections())
-        yield from (stages, delay, refused, retries, connections)
+        connections.add_metric([], len(self._server.connections))
+        waiting = core.GaugeMetricFamily(
+            "fairlead_answer_buffer_bytes", "Bytes of answers that wait for clients that read slowly."
+        )
+        waiting.add_metric([], backlogs.waiting)
+        cut = core.CounterMetricFamily(
+            "fairlead_slow_readers_cut", "Clients cut off because they read too slowly.", labels=["reason"]
+        )
+        for reason, count in backlogs.cut.items():
+            cut.add_metric([reason], count)
+        yield from (connections, waiting, cut)

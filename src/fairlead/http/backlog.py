@@ -104,9 +104,12 @@ class Backlogs:
             asyncio.get_running_loop().call_soon(self._check)
 
     def _check(self) -> None:
-        """Cut who is too far behind; then, while all together are too much, who is furthest behind."""
         self._check_due = False
         for connection in [c for c in self._behind if c.backlog_size > self.each]:
             connection.fell_behind()
+        self.check_total()
+
+    def check_total(self) -> None:
+        """While all together are too much, cut who is furthest behind."""
         while self.waiting > self.total and self._behind:
             max(self._behind, key=lambda c: c.backlog_size).cut(TOTAL)

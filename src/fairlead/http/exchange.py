@@ -98,6 +98,19 @@ class Exchange:
         """Whether the client reads slower than it is sent to, so that bytes wait for it."""
         return self._connection is not None and self._connection.paused
 
+    def keeps_up(self) -> bool:
+        """Hold or cut readers that are too far behind; return whether this one can still be answered.
+
+        This happens soon by itself. Who may send much in one turn of the loop asks before each part.
+        """
+        connection = self._connection
+        if connection is not None and connection.paused:
+            backlogs = connection.server.backlogs
+            if connection.backlog_size > backlogs.each:
+                connection.fell_behind()
+            backlogs.check_total()
+        return self._connection is not None
+
     def header(self, name: bytes) -> bytes | None:
         """Return the last value of ``name`` (in lower case), or None."""
         for field, value in reversed(self.headers):
