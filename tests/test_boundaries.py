@@ -88,10 +88,9 @@ def test_modules_of_the_gateway_do_not_import_each_other_in_a_circle() -> None:
 
 
 INSIDE_CORE = {
-    "core/prefix": {"core.cached_tokens", "core.covered", "core.model", "core.prefix"},
+    "core/prefix": {"core.cached_tokens", "core.model", "core.prefix"},
     "core/ordering": {
         "core.cached_tokens",
-        "core.covered",
         "core.model",
         "core.ordering",
         "core.params",

@@ -1,6 +1,6 @@
 """How much of one prompt each worker caches: the prefix index's answer, as routing policies read it."""
 
-from fairlead.core.covered import covered
+from fairlead.core.cached_tokens import cached_prompt_tokens
 from fairlead.core.fleet import FleetState
 from fairlead.core.model import Request
 from fairlead.core.prefix import PrefixIndex
@@ -29,7 +29,7 @@ class Matcher:
         candidates = fleet.candidate_mask
         prompt, size = request.prompt_tokens, request.block_tokens
         for blocks, bitmap in self._index.match(request.keys):
-            matched = covered(prompt, size, blocks)
+            matched = cached_prompt_tokens(prompt, size, blocks)
             slots = self._slots(bitmap)
             for slot in slots:
                 tokens[slot] = matched

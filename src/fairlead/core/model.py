@@ -9,7 +9,7 @@ including that block.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fairlead.core.covered import covered
+from fairlead.core.cached_tokens import cached_prompt_tokens
 
 RequestId = int
 ClientId = str
@@ -47,8 +47,8 @@ class Request(NamedTuple):
     """
 
     def matched_tokens(self, blocks: int) -> int:
-        """Prompt tokens covered by ``blocks`` cached blocks: at most all but one (see ``covered``)."""
-        return covered(self.prompt_tokens, self.block_tokens, blocks)
+        """Prompt tokens in so many leading blocks, if they are cached: at most all but one."""
+        return cached_prompt_tokens(self.prompt_tokens, self.block_tokens, blocks)
 
 
 class Costs(NamedTuple):

@@ -6,7 +6,7 @@ and tokens of prefill as it can use at once, counted in this dispatcher's own bo
 
 from functools import partial
 
-from fairlead.core.covered import covered
+from fairlead.core.cached_tokens import cached_prompt_tokens
 from fairlead.core.fleet import FleetState
 from fairlead.core.job import Job
 from fairlead.core.ordering.base import Ordering, Queue, Waiting
@@ -161,7 +161,7 @@ class Worker:
         request, fleet, slot = job.request, self._fleet, self.slot
         assert job.claim is not None
         prompt, size = request.prompt_tokens, request.block_tokens
-        matched = covered(prompt, size, self._index.start(job.claim))
+        matched = cached_prompt_tokens(prompt, size, self._index.start(job.claim))
         extend = prompt - matched
         change = extend - job.extend
         if change:

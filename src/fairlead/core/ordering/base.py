@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from typing import ClassVar, Generic, Protocol, TypeVar
 
-from fairlead.core.covered import covered
+from fairlead.core.cached_tokens import cached_prompt_tokens
 from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
 from fairlead.core.params import Param
 
@@ -33,7 +33,7 @@ class Waiting:
     def matched_tokens(self) -> int:
         """Prompt tokens that the worker caches now."""
         request = self.request
-        return covered(request.prompt_tokens, request.block_tokens, self.matched)
+        return cached_prompt_tokens(request.prompt_tokens, request.block_tokens, self.matched)
 
     def __repr__(self) -> str:
         return f"<Waiting {self.rid} {self.client} matched={self.matched}/{len(self.keys)}>"
