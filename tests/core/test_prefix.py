@@ -102,7 +102,7 @@ def test_keys_are_the_same_in_every_process() -> None:
 
 
 def test_a_match_names_every_holder_once_longest_first() -> None:
-    """Steps are (blocks, mask); slots without the first block are in none."""
+    """Steps are (blocks, bitmap); slots without the first block are in none."""
     index = PrefixIndex()
     for slot, letters in enumerate(["abcd", "abcd", "ab", "abx", "y"]):
         index.add(slot, 100)

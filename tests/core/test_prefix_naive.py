@@ -181,9 +181,9 @@ class World:
             found: dict[int, int] = {}
             steps = self.index.match(keys)
             assert all(blocks > after for (blocks, _), (after, _) in pairwise(steps))
-            for blocks, mask in steps:
+            for blocks, bitmap in steps:
                 for slot in range(SLOTS):
-                    if mask >> slot & 1:
+                    if bitmap >> slot & 1:
                         assert slot not in found
                         found[slot] = blocks
             for slot, naive in self.slots.items():

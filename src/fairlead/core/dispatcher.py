@@ -443,7 +443,7 @@ class Dispatcher:
         fleet = self.fleet
         others = [s for s in fleet.candidates if s not in tried]
         if others:
-            fleet.candidates, fleet.candidate_mask = others, sum(1 << s for s in others)
+            fleet.candidates, fleet.candidate_bitmap = others, sum(1 << s for s in others)
 
     def _pump(self, worker: Worker, out: list[Command]) -> None:
         """Send from one worker's queue for as long as it has capacity."""

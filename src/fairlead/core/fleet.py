@@ -24,7 +24,7 @@ class FleetState:
         self.candidates: list[int] = []
         self.held: set[int] = set()
         """Slots of workers that said that they have no room: no candidates while there are others."""
-        self.candidate_mask = 0
+        self.candidate_bitmap = 0
         self.running: list[int] = []
         self.queued: list[int] = []
         self.bs: list[int] = []
@@ -210,4 +210,4 @@ class FleetState:
         self.candidates = [s for s, up in enumerate(self.up) if up and self.queued[s] < self.queue_limit[s]]
         if self.held:
             self.candidates = [s for s in self.candidates if s not in self.held] or self.candidates
-        self.candidate_mask = sum(1 << s for s in self.candidates)
+        self.candidate_bitmap = sum(1 << s for s in self.candidates)

@@ -26,7 +26,7 @@ class Matcher:
         tokens = [0] * len(fleet.ids)
         best = blocks_best = 0
         holders: tuple[int, ...] = ()
-        candidates = fleet.candidate_mask
+        candidates = fleet.candidate_bitmap
         prompt, size = request.prompt_tokens, request.block_tokens
         for blocks, bitmap in self._index.match(request.keys):
             matched = cached_prompt_tokens(prompt, size, blocks)

@@ -2,7 +2,7 @@
 
 ``PrefixIndex`` (``index.py``) is all that others use. Inside: ``tree.py``, what one worker caches by the
 requests sent to it, with ``ring.py`` for the least recently used; ``exact.py``, what one worker says that it
-caches; ``holders.py`` and ``masks.py``, the same two turned round: which workers hold a block.
+caches; ``holders.py`` and ``bitmaps.py``, the same two turned round: which workers hold a block.
 """
 
 from fairlead.core.prefix.index import PrefixIndex

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from fairlead.core.model import BlockKey
-from fairlead.core.prefix.masks import run_end
+from fairlead.core.prefix.bitmaps import run_end
 
 
 class ExactBlocks:

@@ -1,14 +1,14 @@
 """Which worker slots hold which prefix because of the requests they were given, over all slots at once.
 
 One radix tree for all slots. A ``Run`` is a stretch of blocks without a branch inside and with one
-mask of holders (bit ``1 << slot``); whoever holds a block holds every block before it, so masks only
+bitmap of holders (bit ``1 << slot``); whoever holds a block holds every block before it, so bitmaps only
 lose bits on the way down. Since keys chain, one comparison passes a run, and a prompt is matched in
 as many steps as it crosses runs, however many blocks they have. Changes cost a step a run too, not
 a hash a block: that is what keeps booking of a long prompt cheap.
 
 If two different prefixes share a key (a 60-bit collision, or keys that do not chain), one slot may
 come to hold a run twice. Answers about those prefixes are then wrong, and nothing breaks: a run
-stays for as long as a segment ends with it or below it, whatever its mask.
+stays for as long as a segment ends with it or below it, whatever its bitmap.
 
 Keys are kept in arrays: 8 bytes a block, and nothing for the garbage collector to visit.
 """
@@ -23,17 +23,17 @@ Keys: TypeAlias = "array[int]"
 """Unsigned 64-bit, typecode ``Q``."""
 
 Step = tuple[int, int]
-"""(leading blocks held, mask of the slots that hold exactly so many)."""
+"""(leading blocks held, bitmap of the slots that hold exactly so many)."""
 
 
 class Run:
     """Blocks with the same holders. Splits and joins keep the object that has the last block."""
 
-    __slots__ = ("children", "ends", "keys", "mask", "parent")
+    __slots__ = ("bitmap", "children", "ends", "keys", "parent")
 
-    def __init__(self, keys: Keys, mask: int, parent: "Run | None") -> None:
+    def __init__(self, keys: Keys, bitmap: int, parent: "Run | None") -> None:
         self.keys = keys
-        self.mask = mask
+        self.bitmap = bitmap
         self.parent = parent
         self.children: dict[BlockKey, Run] = {}
         """By first key."""
@@ -54,25 +54,25 @@ class HolderTree:
         """Return how many leading blocks each slot holds, longest first; slots without any are left out."""
         steps: list[Step] = []
         node = self.root
-        mask = 0
+        bitmap = 0
         at, total = 0, len(keys)
         while at < total:
             child = node.children.get(keys[at])
             if child is None:
                 break
             run = child.keys
-            if child.mask != mask:
-                if mask:
-                    steps.append((at, mask & ~child.mask))
-                mask = child.mask
+            if child.bitmap != bitmap:
+                if bitmap:
+                    steps.append((at, bitmap & ~child.bitmap))
+                bitmap = child.bitmap
             size = len(run)
             if at + size > total or run[-1] != keys[at + size - 1]:
                 at += common(run, keys, at)
                 break
             at += size
             node = child
-        if mask:
-            steps.append((at, mask))
+        if bitmap:
+            steps.append((at, bitmap))
         steps.reverse()
         return steps
 
@@ -87,7 +87,7 @@ class HolderTree:
             if child is None:
                 rest = keys[at:]
                 self.blocks += len(rest)
-                if node.mask == bit and not node.ends and not node.children:
+                if node.bitmap == bit and not node.ends and not node.children:
                     node.keys += rest
                 else:
                     child = node.children[rest[0]] = Run(rest, bit, node)
@@ -98,7 +98,7 @@ class HolderTree:
             if at + size > total or run[-1] != keys[at + size - 1]:
                 size = common(run, keys, at)
                 child = self.split(child, size)
-            child.mask |= bit
+            child.bitmap |= bit
             self.compress(node)
             at += size
             node = child
@@ -116,14 +116,14 @@ class HolderTree:
             assert above is not None
             size = len(node.keys)
             if size > count:
-                if node.mask == bit and not node.children and not node.ends:
+                if node.bitmap == bit and not node.children and not node.ends:
                     del node.keys[size - count :]
                     self.blocks -= count
                     node.ends += keep
                     return node
                 above = self.split(node, size - count)
-            node.mask &= ~bit
-            if node.mask or node.children or node.ends:
+            node.bitmap &= ~bit
+            if node.bitmap or node.children or node.ends:
                 self.compress(node)
             else:
                 del above.children[node.keys[0]]
@@ -153,7 +153,7 @@ class HolderTree:
         """Cut a run after ``cut`` blocks; return the new upper half."""
         parent = lower.parent
         assert parent is not None
-        upper = Run(lower.keys[:cut], lower.mask, parent)
+        upper = Run(lower.keys[:cut], lower.bitmap, parent)
         del lower.keys[:cut]
         upper.children[lower.keys[0]] = lower
         parent.children[upper.keys[0]] = upper
@@ -166,7 +166,7 @@ class HolderTree:
         if node.ends or parent is None or len(node.children) != 1:
             return
         (child,) = node.children.values()
-        if child.mask == node.mask:
+        if child.bitmap == node.bitmap:
             child.keys[:0] = node.keys
             child.parent = parent
             parent.children[child.keys[0]] = child

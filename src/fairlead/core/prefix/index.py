@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from fairlead.core.model import BlockKey
+from fairlead.core.prefix.bitmaps import BlockBitmaps
 from fairlead.core.prefix.holders import HolderTree, Run, Step
-from fairlead.core.prefix.masks import BlockMasks
 from fairlead.core.prefix.ring import Linked
 from fairlead.core.prefix.tree import Claim, SlotTree, State
 
@@ -33,11 +33,11 @@ class PrefixIndex:
     Unknown slots raise KeyError. Keys must chain (see ``keys.py``).
     """
 
-    __slots__ = ("_holders", "_masks", "_on_evicted", "_on_stored", "_trees")
+    __slots__ = ("_bitmaps", "_holders", "_on_evicted", "_on_stored", "_trees")
 
     def __init__(self, on_stored: Notice | None = None, on_evicted: Notice | None = None) -> None:
         self._holders = HolderTree()
-        self._masks = BlockMasks()
+        self._bitmaps = BlockBitmaps()
         self._trees: dict[int, SlotTree] = {}
         self._on_stored = on_stored or _ignore
         self._on_evicted = on_evicted or _ignore
@@ -50,7 +50,7 @@ class PrefixIndex:
             raise ValueError(f"slot {slot} is in use; drop it first")
         if slot < 0 or capacity_blocks < 0:
             raise ValueError(f"slot {slot} with {capacity_blocks} blocks: neither may be negative")
-        tree = SlotTree(slot, capacity_blocks, self._holders, self._masks)
+        tree = SlotTree(slot, capacity_blocks, self._holders, self._bitmaps)
         tree.clear(exact)
         self._trees[slot] = tree
 
@@ -78,15 +78,15 @@ class PrefixIndex:
     # -- questions ---------------------------------------------------------------------------------
 
     def match(self, keys: Sequence[BlockKey]) -> list[Step]:
-        """Return (blocks, mask of slots) steps: how many leading blocks each slot holds, longest first.
+        """Return (blocks, bitmap of slots) steps: how many leading blocks each slot holds, longest first.
 
         A slot holds what it caches and what requests waiting for it will make it cache. Each slot
-        that holds the first block is in exactly one mask (bit ``1 << slot``), the others in none.
+        that holds the first block is in exactly one bitmap (bit ``1 << slot``), the others in none.
         Cost: logarithmic in the blocks for each distinct length, none for blocks past the longest.
         """
         steps = self._holders.match(keys)
-        if self._masks.table:
-            steps = _longest(steps, self._masks.match(keys))
+        if self._bitmaps.table:
+            steps = _longest(steps, self._bitmaps.match(keys))
         return steps
 
     def ready(self, slot: int, keys: Sequence[BlockKey]) -> int:
@@ -108,7 +108,7 @@ class PrefixIndex:
 
     def __len__(self) -> int:
         """Return the blocks remembered over all slots; one known by requests and by events counts twice."""
-        return self._holders.blocks + len(self._masks.table)
+        return self._holders.blocks + len(self._bitmaps.table)
 
     def __repr__(self) -> str:
         return f"<PrefixIndex slots={len(self._trees)} blocks={len(self)}>"
@@ -218,7 +218,7 @@ class PrefixIndex:
                 for key in tree.exact.reachable():
                     by_event[key] = by_event.get(key, 0) + tree.bit
             _check_tree(tree)
-        assert by_event == self._masks.table
+        assert by_event == self._bitmaps.table
         assert by_request == _check_holders(self._holders, ends)
 
 
@@ -228,29 +228,29 @@ def _longest(one: list[Step], other: list[Step]) -> list[Step]:
         return one or other
     steps: list[Step] = []
     seen = 0
-    for blocks, mask in sorted((*one, *other), reverse=True):
-        mask &= ~seen
-        if mask:
-            seen |= mask
+    for blocks, bitmap in sorted((*one, *other), reverse=True):
+        bitmap &= ~seen
+        if bitmap:
+            seen |= bitmap
             if steps and steps[-1][0] == blocks:
-                mask |= steps.pop()[1]
-            steps.append((blocks, mask))
+                bitmap |= steps.pop()[1]
+            steps.append((blocks, bitmap))
     return steps
 
 
 def _check_holders(holders: HolderTree, ends: dict[int, int]) -> dict[BlockKey, int]:
-    """Check links, masks and compression of the tree of holders; return the mask of every block."""
+    """Check links, bitmaps and compression of the tree of holders; return the bitmap of every block."""
     found: dict[BlockKey, int] = {}
     pending: list[Run] = [holders.root]
     while pending:
         node = pending.pop()
         pending += node.children.values()
-        found.update(dict.fromkeys(node.keys, node.mask))
+        found.update(dict.fromkeys(node.keys, node.bitmap))
         for first, child in node.children.items():
             assert child.parent is node
             assert child.keys[0] == first
-            assert child.mask
-            assert node is holders.root or child.mask & ~node.mask == 0
+            assert child.bitmap
+            assert node is holders.root or child.bitmap & ~node.bitmap == 0
         if node is not holders.root:
             assert node.ends == ends.get(id(node), 0)
             assert node.ends or len(node.children) > 1

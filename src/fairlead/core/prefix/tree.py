@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from fairlead.core.model import BlockKey
+from fairlead.core.prefix.bitmaps import BlockBitmaps
 from fairlead.core.prefix.exact import ExactBlocks
 from fairlead.core.prefix.holders import HolderTree, Keys, Run, common
-from fairlead.core.prefix.masks import BlockMasks
 from fairlead.core.prefix.ring import Linked, link_newest, unlink
 
 EXACT_SLACK = 4
@@ -81,7 +81,7 @@ class Claim:
 
 
 class SlotTree:
-    """All of one slot. ``holders`` and ``masks`` are shared by all slots; this one owns a bit of them.
+    """All of one slot. ``holders`` and ``bitmaps`` are shared by all slots; this one owns a bit of them.
 
     With ``exact`` set, the tree keeps only what waiting and running requests use; the rest is what
     the worker's events say.
@@ -90,24 +90,24 @@ class SlotTree:
     __slots__ = (
         "assigned",
         "bit",
+        "bitmaps",
         "cached",
         "capacity",
         "dropped",
         "exact",
         "holders",
-        "masks",
         "pinned",
         "root",
         "slot",
         "unready",
     )
 
-    def __init__(self, slot: int, capacity: int, holders: HolderTree, masks: BlockMasks) -> None:
+    def __init__(self, slot: int, capacity: int, holders: HolderTree, bitmaps: BlockBitmaps) -> None:
         self.slot = slot
         self.bit = 1 << slot
         self.holders = holders
         """Who holds what by the requests given."""
-        self.masks = masks
+        self.bitmaps = bitmaps
         """Who holds what by exact events."""
         self.capacity = capacity
         self.root = Segment(array("Q"), holders.root, None)
@@ -253,7 +253,7 @@ class SlotTree:
         """
         if self.exact is not None:
             self.unready += self.exact.reachable()
-            self.masks.release(self.exact.reachable(), self.bit)
+            self.bitmaps.release(self.exact.reachable(), self.bit)
         self.exact = None
         capacity, self.capacity = self.capacity, 0
         self.evict()
@@ -270,7 +270,7 @@ class SlotTree:
             node.children.clear()  # the links are cycles; without them memory is free at once
             node.newer = node.older = None
         if self.exact is not None:
-            self.masks.release(self.exact.reachable(), self.bit)
+            self.bitmaps.release(self.exact.reachable(), self.bit)
             self.exact = None
         self.root.children.clear()
         self.root.newer = self.root.older = None
@@ -283,15 +283,15 @@ class SlotTree:
         """Take in an event; return the blocks that can be matched now and could not before."""
         assert self.exact is not None
         fresh, revived = self.exact.stored(keys, parent)
-        self.masks.hold(fresh, self.bit)
-        self.masks.hold(revived, self.bit)
+        self.bitmaps.hold(fresh, self.bit)
+        self.bitmaps.hold(revived, self.bit)
         return [*fresh, *revived]
 
     def evicted(self, keys: Sequence[BlockKey]) -> None:
         """Take in an event."""
         assert self.exact is not None
         gone = self.exact.evicted(keys)
-        self.masks.release(gone, self.bit)
+        self.bitmaps.release(gone, self.bit)
         self.unready += gone
 
     def overflowed(self) -> bool:

@@ -1,9 +1,9 @@
-"""Which worker slots hold a block according to their own events: one bit mask a block.
+"""Which worker slots hold a block according to their own events: one bitmap a block.
 
 Events name blocks, not paths, so here every block has an entry of its own. A slot's bit is set on a
-block only if it is set on every block before it in the chain. So masks only lose bits along a
-prompt: two blocks with equal masks have that mask on every block between them, and runs of equal
-masks are found by galloping instead of a look-up a block.
+block only if it is set on every block before it in the chain. So bitmaps only lose bits along a
+prompt: two blocks with equal bitmaps have that bitmap on every block between them, and runs of equal
+bitmaps are found by galloping instead of a look-up a block.
 
 A key that two different prefixes share (a 60-bit collision, or a source whose keys do not chain)
 makes answers about those prefixes wrong but breaks nothing: no operation expects a bit to be there.
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from fairlead.core.model import BlockKey
 from fairlead.core.prefix.holders import Step
 
-SHARED_MASKS = 4096
-"""Most masks remembered for sharing; beyond it the memory of them starts afresh."""
+SHARED_BITMAPS = 4096
+"""Most bitmaps remembered for sharing; beyond it the memory of them starts afresh."""
 
 
 def run_end(get: Callable[[BlockKey], object], keys: Sequence[BlockKey], at: int, value: object) -> int:
@@ -45,8 +45,8 @@ def run_end(get: Callable[[BlockKey], object], keys: Sequence[BlockKey], at: int
     return high
 
 
-class BlockMasks:
-    """Block key to the mask of the slots that hold it. Equal masks are one object, to save memory."""
+class BlockBitmaps:
+    """Block key to the bitmap of the slots that hold it. Equal bitmaps are one object, to save memory."""
 
     __slots__ = ("_shared", "table")
 
@@ -60,17 +60,17 @@ class BlockMasks:
             return []
         get = self.table.get
         total = len(keys)
-        mask = get(keys[0])
+        bitmap = get(keys[0])
         at = 0
         step = max(1, total - 1)
         steps: list[Step] = []
-        while mask is not None:
-            # The first try of a run is the length of the run before; run_end, with the mask after it.
+        while bitmap is not None:
+            # The first try of a run is the length of the run before; run_end, with the bitmap after it.
             low, high, rest = at, total, None
             probe = at + step
             while probe < total:
                 found = get(keys[probe])
-                if found != mask:
+                if found != bitmap:
                     high, rest = probe, found
                     break
                 low = probe
@@ -79,13 +79,13 @@ class BlockMasks:
             while high - low > 1:
                 middle = (low + high) >> 1
                 found = get(keys[middle])
-                if found == mask:
+                if found == bitmap:
                     low = middle
                 else:
                     high, rest = middle, found
-            steps.append((high, mask if rest is None else mask & ~rest))
+            steps.append((high, bitmap if rest is None else bitmap & ~rest))
             step = high - at
-            at, mask = high, rest
+            at, bitmap = high, rest
         steps.reverse()
         return steps
 
@@ -93,21 +93,21 @@ class BlockMasks:
         """Set ``bit`` on ``keys``."""
         table = self.table
         for key in keys:
-            mask = table.get(key)
-            table[key] = bit if mask is None else self._share(mask | bit)
+            bitmap = table.get(key)
+            table[key] = bit if bitmap is None else self._share(bitmap | bit)
 
     def release(self, keys: Iterable[BlockKey], bit: int) -> None:
         """Clear ``bit`` on ``keys``."""
         table = self.table
         for key in keys:
-            mask = table.get(key, 0)
-            if mask == bit:
+            bitmap = table.get(key, 0)
+            if bitmap == bit:
                 del table[key]
-            elif mask & bit:
-                table[key] = self._share(mask ^ bit)
+            elif bitmap & bit:
+                table[key] = self._share(bitmap ^ bit)
 
-    def _share(self, mask: int) -> int:
+    def _share(self, bitmap: int) -> int:
         shared = self._shared
-        if len(shared) > SHARED_MASKS:
+        if len(shared) > SHARED_BITMAPS:
             shared.clear()
-        return shared.setdefault(mask, mask)
+        return shared.setdefault(bitmap, bitmap)
