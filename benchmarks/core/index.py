@@ -20,7 +20,12 @@ from fairlead.core.prefix import PrefixIndex
 
 Row = dict[str, str | float]
 
-MEMORY = ("speculative, unique", "speculative, 64 share 90%", "exact, unique", "exact, decoded one by one")
+MEMORY = (
+    "approximate, unique",
+    "approximate, 64 share 90%",
+    "precise, unique",
+    "precise, decoded one by one",
+)
 
 
 class Naive:
@@ -67,7 +72,7 @@ def serve(index: PrefixIndex, slot: int, keys: list[int]) -> None:
     index.end(claim)
 
 
-def fleet(shape: str, workers: int, blocks: int, exact: bool) -> tuple[PrefixIndex, Naive, list[int]]:
+def fleet(shape: str, workers: int, blocks: int, precise: bool) -> tuple[PrefixIndex, Naive, list[int]]:
     """Return an index and its naive twin after some traffic, and the prompt to look up.
 
     ``typical``: an eighth of the prompt (a system prompt) is everywhere, a few workers cache more.
@@ -78,7 +83,7 @@ def fleet(shape: str, workers: int, blocks: int, exact: bool) -> tuple[PrefixInd
     prompt = random_keys(rng, blocks)
     deeper = set(rng.sample(range(workers), min(4, workers)))
     for slot in range(workers):
-        index.add(slot, 4 * blocks, exact)
+        index.add(slot, 4 * blocks, precise)
         if shape == "distinct":
             held = prompt[: max(1, blocks * (slot + 1) // (workers + 1))]
         elif slot in deeper:
@@ -86,7 +91,7 @@ def fleet(shape: str, workers: int, blocks: int, exact: bool) -> tuple[PrefixInd
         else:
             held = prompt[: max(1, blocks // 8)] + random_keys(rng, blocks // 4)
         naive.held[slot].update(held)
-        if exact:
+        if precise:
             index.stored(slot, held, None)
         else:
             serve(index, slot, held)
@@ -95,10 +100,10 @@ def fleet(shape: str, workers: int, blocks: int, exact: bool) -> tuple[PrefixInd
 
 def measure_match(seconds: float) -> list[Row]:
     rows: list[Row] = []
-    for source in ("speculative", "exact"):
+    for source in ("approximate", "precise"):
         for shape in ("typical", "distinct"):
             for workers, blocks in ((2, 32), (64, 512), (64, 6250), (1024, 512), (1024, 6250)):
-                index, naive, prompt = fleet(shape, workers, blocks, source == "exact")
+                index, naive, prompt = fleet(shape, workers, blocks, source == "precise")
                 ours = best_us(partial(index.match, prompt), seconds)
                 theirs = best_us(partial(naive.match, prompt), seconds)
                 case = f"{shape}, {source}, {len(index.match(prompt))} lengths"
@@ -158,30 +163,30 @@ def measure_booking(requests: int) -> list[Row]:
 
 
 def measure_removal() -> list[Row]:
-    """Evicting all and dropping a worker of 10,000 to 100,000 blocks, speculative and exact."""
+    """Evicting all and dropping a worker of 10,000 to 100,000 blocks, approximate and precise."""
     rows: list[Row] = []
-    for what in ("evict", "drop", "exact store", "exact evict", "exact drop"):
+    for what in ("evict", "drop", "precise store", "precise evict", "precise drop"):
         for blocks in (10_000, 100_000):
             rng = Random(3)
             best = float("inf")
             for _ in range(3):
                 index = PrefixIndex()
-                index.add(0, blocks, exact=what.startswith("exact"))
+                index.add(0, blocks, precise=what.startswith("precise"))
                 prompts = [random_keys(rng, 100) for _ in range(blocks // 100)]
-                if not what.startswith("exact"):
+                if not what.startswith("precise"):
                     for prompt in prompts:
                         serve(index, 0, prompt)
                 start = perf_counter()
-                if what.startswith("exact"):
+                if what.startswith("precise"):
                     for prompt in prompts:
                         index.stored(0, prompt, None)
-                if what != "exact store":
+                if what != "precise store":
                     start = perf_counter()
                 if what == "evict":
                     index.resize(0, 0)
                 elif what.endswith("drop"):
                     index.drop(0)
-                elif what == "exact evict":
+                elif what == "precise evict":
                     for prompt in prompts:
                         index.evicted(0, prompt[::-1])
                 best = min(best, perf_counter() - start)
@@ -212,7 +217,7 @@ def fill(case: str, blocks: int) -> int:
     index = PrefixIndex()
     per_worker = blocks // 64
     for slot in range(64):
-        index.add(slot, 2 * per_worker, exact=case.startswith("exact"))
+        index.add(slot, 2 * per_worker, precise=case.startswith("precise"))
     gc.collect()
     before = resident_bytes()
     for number in range(blocks // 100):
@@ -221,11 +226,11 @@ def fill(case: str, blocks: int) -> int:
         prompt = random_keys(Random(number // 64 if "share" in case else number), 100)
         if "share" in case:
             prompt[90:] = random_keys(rng, 10)
-        if case == "exact, decoded one by one":
+        if case == "precise, decoded one by one":
             index.stored(slot, prompt[:1], None)
             for at in range(1, 100):
                 index.stored(slot, prompt[at : at + 1], prompt[at - 1])
-        elif case.startswith("exact"):
+        elif case.startswith("precise"):
             index.stored(slot, prompt, None)
         else:
             serve(index, slot, prompt)

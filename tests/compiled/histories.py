@@ -81,7 +81,7 @@ def dispatched(policy: str, order: str) -> Iterator[str]:
     )
     driver = Driver(plain, random.Random(f"{policy}/{order}"), check=False)
     driver.worker_up("w1")
-    driver.worker_up("w2", exact=True)
+    driver.worker_up("w2", precise=True)
     for _ in range(400):
         driver.step()
     plain.check()

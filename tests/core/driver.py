@@ -139,7 +139,7 @@ class Driver:
         self.queued[request.rid] = request
         self.send(ev.Arrived(self.now, request))
 
-    def worker_up(self, name: str, exact: bool = False) -> None:
+    def worker_up(self, name: str, precise: bool = False) -> None:
         limits = Limits(
             self.rng.randrange(1, 5), self.rng.choice([300, 1000, 100_000]), self.rng.choice([2, 50])
         )
@@ -150,7 +150,7 @@ class Driver:
         self.down.discard(name)
         if name not in self.d.fleet.slots:
             self.held.pop(name, None)  # another one of that name, which has said nothing
-        self.send(ev.WorkerUp(self.now, name, self.limits[name], exact))
+        self.send(ev.WorkerUp(self.now, name, self.limits[name], precise))
 
     def finish(self, rid: int) -> None:
         request, _ = self.running.pop(rid)
@@ -196,7 +196,7 @@ class Driver:
             rid = rng.choice(sorted([*self.queued, *self.running]))
             self.cancel(rid)
         elif kind == "up":
-            self.worker_up(rng.choice(["w1", "w2", "w3", "w4"]), exact=rng.random() < 0.3)
+            self.worker_up(rng.choice(["w1", "w2", "w3", "w4"]), precise=rng.random() < 0.3)
         elif kind == "down" and known:
             name = rng.choice(known)
             self.down.add(name)
@@ -251,7 +251,7 @@ class Driver:
         if not self.d.workers[self.d.fleet.slots[name]].precise:
             return
         if kind == "cleared":
-            self.send(ev.CacheCleared(self.now, name, exact=True))
+            self.send(ev.CacheCleared(self.now, name, precise=True))
             return
         family = self.rng.randrange(4)
         here, chain = family + 1, []

@@ -34,7 +34,7 @@ def history(routing: str, ordering: str, seed: int, steps: int = 150, *, check: 
     )
     driver = Driver(dispatcher, rng, check=check)
     for name in ("w1", "w2")[: rng.randrange(3)]:
-        driver.worker_up(name, exact=rng.random() < 0.3)
+        driver.worker_up(name, precise=rng.random() < 0.3)
     for _ in range(steps):
         driver.step()
     return driver

@@ -40,7 +40,7 @@ def history(routing: str, ordering: str, seed: int, kind: type[Dispatcher]) -> l
         check=False,
     )
     driver.worker_up("w1")
-    driver.worker_up("w2", exact=True)
+    driver.worker_up("w2", precise=True)
     for _ in range(150):
         driver.step()
     return driver.log

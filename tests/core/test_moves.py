@@ -74,7 +74,7 @@ def test_what_is_cached_elsewhere_is_worth_a_wait_as_long_as_it_takes_to_compute
         for rid in range(1, 6):
             arrive(d, rid, "flood")
         key = range(900, 910)
-        d.step(ev.CacheCleared(10, "w1", exact=True))
+        d.step(ev.CacheCleared(10, "w1", precise=True))
         d.step(ev.CacheStored(10, "w1", list(key)))
         d.step(ev.FirstToken(1_000, 1))  # 160 tokens in 1 ms
         d.step(ev.Arrived(5_000, Request(9, "ann", 161, key, arrived_us=5_000)))

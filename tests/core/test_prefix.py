@@ -294,8 +294,8 @@ def test_memory_is_bounded() -> None:
     index.check()
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_a_dropped_slot_leaves_nothing_behind(exact: bool) -> None:
+@pytest.mark.parametrize("precise", [False, True])
+def test_a_dropped_slot_leaves_nothing_behind(precise: bool) -> None:
     """Blocks, links and claims; claims end without effect, and memory is free without the collector."""
     index = PrefixIndex()
     index.add(0, 100)
@@ -304,10 +304,10 @@ def test_a_dropped_slot_leaves_nothing_behind(exact: bool) -> None:
     gc.disable()
     try:
         before = parts()
-        index.add(1, 100, exact)
+        index.add(1, 100, precise)
         for letters in ("abcxyz", "abq", "rst"):
             run(index, 1, letters)
-        if exact:
+        if precise:
             index.stored(1, prompt("abcxyz"), None)
         claims = [index.claim(1, prompt("abz")) for _ in range(3)]
         index.start(claims[0])
@@ -334,7 +334,7 @@ def test_clearing_keeps_what_requests_use() -> None:
     run(index, 0, "xyz")
     waiting, running = index.claim(0, prompt("abcd")), index.claim(0, prompt("abc"))
     index.start(running)
-    index.clear(0, exact=True)
+    index.clear(0, precise=True)
     assert index.match(prompt("xyz")) == []
     assert index.match(prompt("abcd")) == [(4, 1)]
     assert index.ready(0, prompt("abcd")) == 3
@@ -351,7 +351,7 @@ def test_keys_that_do_not_chain_break_nothing(seed: int) -> None:
     rng = Random(seed)
     index = PrefixIndex()
     for slot in range(3):
-        index.add(slot, rng.choice([8, 30, 100]), exact=slot == 2 and seed % 2 == 0)
+        index.add(slot, rng.choice([8, 30, 100]), precise=slot == 2 and seed % 2 == 0)
     few = range(rng.choice([2, 3, 5, 9]))
     live: list[Claim] = []
     for _ in range(300):
@@ -372,13 +372,13 @@ def test_keys_that_do_not_chain_break_nothing(seed: int) -> None:
     assert not index._holders.root.children
 
 
-# -- exact sources
+# -- precise sources
 
 
 def test_exact_events_are_the_truth_once_a_request_ended() -> None:
     """What a request used counts while it runs; afterwards only what was reported."""
     index = PrefixIndex()
-    index.add(0, 100, exact=True)
+    index.add(0, 100, precise=True)
     claim = index.claim(0, prompt("abcdef"))
     index.start(claim)
     index.stored(0, prompt("abc"), None)
@@ -394,7 +394,7 @@ def test_a_hole_hides_what_is_behind_it_until_it_is_filled() -> None:
     stored: list[int] = []
     evicted: list[int] = []
     index = PrefixIndex(lambda _, keys: stored.extend(keys), lambda _, keys: evicted.extend(keys))
-    index.add(0, 100, exact=True)
+    index.add(0, 100, precise=True)
     keys, branch = prompt("abcdef"), prompt("abcxy")
     index.stored(0, keys, None)
     index.stored(0, branch[3:], branch[2])
@@ -413,7 +413,7 @@ def test_a_hole_hides_what_is_behind_it_until_it_is_filled() -> None:
 def test_repeated_unknown_and_malformed_events_are_harmless() -> None:
     """Sources repeat themselves, miss things, and may be wrong."""
     index = PrefixIndex()
-    index.add(0, 100, exact=True)
+    index.add(0, 100, precise=True)
     keys = prompt("abcd")
     index.stored(0, keys, None)
     index.stored(0, keys, None)
@@ -432,10 +432,10 @@ def test_repeated_unknown_and_malformed_events_are_harmless() -> None:
 
 
 def test_a_source_that_loses_removals_is_started_afresh() -> None:
-    """Invariant 9 for exact slots: reports are bounded by a multiple of the capacity."""
+    """Invariant 9 for precise slots: reports are bounded by a multiple of the capacity."""
     evicted: list[int] = []
     index = PrefixIndex(on_evicted=lambda _, keys: evicted.extend(keys))
-    index.add(0, 5, exact=True)
+    index.add(0, 5, precise=True)
     keys = prompt("a" * 21)
     for parent, key in pairwise([None, *keys]):
         assert key is not None

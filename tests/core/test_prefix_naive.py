@@ -29,9 +29,9 @@ class NaiveClaim:
 
 
 class NaiveSlot:
-    def __init__(self, capacity: int, exact: bool) -> None:
+    def __init__(self, capacity: int, precise: bool) -> None:
         self.capacity = capacity
-        self.exact = exact
+        self.precise = precise
         self.used: dict[int, tuple[int, int]] = {}  # cached block -> (last use, minus its depth)
         self.held: dict[int, int | None] = {}  # block that an event reported -> its parent
         self.claims: list[NaiveClaim] = []
@@ -51,14 +51,14 @@ class NaiveSlot:
         return {key for claim in self.claims for key in claim.keys}
 
     def is_ready(self, key: int) -> bool:
-        return key in self.used or key in self.pinned() or (self.exact and self.reported(key))
+        return key in self.used or key in self.pinned() or (self.precise and self.reported(key))
 
     def holds(self, key: int) -> bool:
         return self.is_ready(key) or key in self.assigned()
 
     def cached(self) -> int:
         mine = len(self.used.keys() | self.pinned())
-        return max(mine, len(self.held)) if self.exact else mine
+        return max(mine, len(self.held)) if self.precise else mine
 
     def use(self, keys: list[int], now: int, known: bool) -> None:
         for depth, key in enumerate(keys):
@@ -67,7 +67,7 @@ class NaiveSlot:
 
     def evict(self) -> None:
         pinned = self.pinned()
-        limit = 0 if self.exact else self.capacity
+        limit = 0 if self.precise else self.capacity
         while len(self.used.keys() | pinned) > limit and self.used.keys() - pinned:
             del self.used[min(self.used.keys() - pinned, key=self.used.__getitem__)]
 
@@ -98,9 +98,9 @@ class World:
             if where == slot and matched and which[matched - 1] in keys:
                 self.watched[where, which] = self.index.ready(slot, list(which))
 
-    def add(self, slot: int, capacity: int, exact: bool) -> None:
-        self.slots[slot] = NaiveSlot(capacity, exact)
-        self.index.add(slot, capacity, exact)
+    def add(self, slot: int, capacity: int, precise: bool) -> None:
+        self.slots[slot] = NaiveSlot(capacity, precise)
+        self.index.add(slot, capacity, precise)
         for keys in self.prompts:
             self.watched[slot, keys] = 0
 
@@ -115,12 +115,12 @@ class World:
             else:
                 self.index.abandon(claim.claim)
 
-    def clear(self, slot: int, exact: bool) -> None:
+    def clear(self, slot: int, precise: bool) -> None:
         naive = self.slots[slot]
         naive.used.clear()
         naive.held.clear()
-        naive.exact = exact
-        self.index.clear(slot, exact)
+        naive.precise = precise
+        self.index.clear(slot, precise)
 
     def resize(self, slot: int, capacity: int) -> None:
         self.slots[slot].capacity = capacity
@@ -202,8 +202,8 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
-        self.world.add(0, 8, exact=False)
-        self.world.add(1, 8, exact=True)
+        self.world.add(0, 8, precise=False)
+        self.world.add(1, 8, precise=True)
 
     def pick(self, data: st.DataObject, running: bool | None = None) -> NaiveClaim | None:
         claims = [c for c in self.world.claims if running is None or c.running is running]
@@ -236,14 +236,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(letters=PROMPTS, first=st.integers(0, 8), slot=SLOT)
     def stored(self, letters: str, first: int, slot: int) -> None:
-        if slot in self.world.slots and self.world.slots[slot].exact:
+        if slot in self.world.slots and self.world.slots[slot].precise:
             keys = prompt(letters)
             first = min(first, len(keys))
             self.world.stored(slot, keys[first:], keys[first - 1] if first else None)
 
     @rule(letters=PROMPTS, first=st.integers(0, 8), many=st.integers(1, 4), slot=SLOT)
     def evicted(self, letters: str, first: int, many: int, slot: int) -> None:
-        if slot in self.world.slots and self.world.slots[slot].exact:
+        if slot in self.world.slots and self.world.slots[slot].precise:
             self.world.evicted(slot, prompt(letters)[first : first + many])
 
     @rule(slot=SLOT, capacity=CAPACITY)
@@ -251,16 +251,16 @@ class Machine(RuleBasedStateMachine):
         if slot in self.world.slots:
             self.world.resize(slot, capacity)
 
-    @rule(slot=SLOT, exact=st.booleans())
-    def clear(self, slot: int, exact: bool) -> None:
+    @rule(slot=SLOT, precise=st.booleans())
+    def clear(self, slot: int, precise: bool) -> None:
         if slot in self.world.slots:
-            self.world.clear(slot, exact)
+            self.world.clear(slot, precise)
 
-    @rule(slot=SLOT, capacity=CAPACITY, exact=st.booleans())
-    def replace(self, slot: int, capacity: int, exact: bool) -> None:
+    @rule(slot=SLOT, capacity=CAPACITY, precise=st.booleans())
+    def replace(self, slot: int, capacity: int, precise: bool) -> None:
         if slot in self.world.slots:
             self.world.drop(slot)
-        self.world.add(slot, capacity, exact)
+        self.world.add(slot, capacity, precise)
 
     @precondition(lambda self: len(self.world.slots) > 1)
     @rule(slot=SLOT)
@@ -283,7 +283,7 @@ def test_long_random_runs_agree_with_the_naive_index(seed: int) -> None:
     rng = Random(seed)
     world = World()
     for slot in range(SLOTS):
-        world.add(slot, capacity=rng.randint(10, 60), exact=slot == 1)
+        world.add(slot, capacity=rng.randint(10, 60), precise=slot == 1)
     roots = ["".join(rng.choices("ab", k=12)) for _ in range(3)]
     for step in range(500):
         slot = rng.randrange(SLOTS)
@@ -299,8 +299,8 @@ def test_long_random_runs_agree_with_the_naive_index(seed: int) -> None:
         elif action < 0.78:
             world.resize(slot, rng.randint(0, 60))
         elif action < 0.8:
-            world.clear(slot, exact=rng.random() < 0.5)
-        elif world.slots[slot].exact and keys:
+            world.clear(slot, precise=rng.random() < 0.5)
+        elif world.slots[slot].precise and keys:
             first = rng.randrange(len(keys))
             if rng.random() < 0.6:
                 first = rng.choice((0, first))

@@ -50,7 +50,7 @@ class Listener:
         match event:
             case CacheCleared():
                 self.held.clear()
-                self.exact = event.exact
+                self.exact = event.precise
             case CacheStored():
                 assert self.exact, "the dispatcher refuses blocks of a worker that is not exact"
                 assert event.parent is None or event.parent in self.held
@@ -291,7 +291,7 @@ def test_resync_says_everything_again() -> None:
         await stage.engine.publish(stored([1], tokens(1)))
         listener = stage.listen()
         await until(lambda: listener.knows(1))
-        listener.emit(CacheCleared(7, "w", exact=False))  # someone else made the dispatcher forget
+        listener.emit(CacheCleared(7, "w", precise=False))  # someone else made the dispatcher forget
         listener.events.resync()
         await stage.engine.publish(stored([2], tokens(2)))
         await until(lambda: listener.knows(1, 2))

@@ -57,7 +57,7 @@ def record(
     log = DecisionLog(path, Setup.of(dispatcher, *specs, seed), background=False, **options)
     driver = Driver(dispatcher, rng, check=False, decide=recording(dispatcher.step, log))
     driver.worker_up("w1")
-    driver.worker_up("w2", exact=True)
+    driver.worker_up("w2", precise=True)
     for _ in range(steps):
         driver.step()
     log.close()

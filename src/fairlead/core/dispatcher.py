@@ -528,8 +528,8 @@ class Dispatcher:
         if slot is None:
             slot = fleet.join(event.worker)
             fleet.set_limits(slot, event.limits)
-            index.add(slot, fleet.kv_blocks(slot), event.exact)
-            worker = Worker(slot, event.exact, fleet, index, self.ordering, self.settings)
+            index.add(slot, fleet.kv_blocks(slot), event.precise)
+            worker = Worker(slot, event.precise, fleet, index, self.ordering, self.settings)
             self.workers[slot : slot + 1] = [worker]
             self.routing.slot_reset(slot)
         else:
@@ -537,9 +537,9 @@ class Dispatcher:
             worker.leaving = False
             fleet.set_limits(slot, event.limits)
             worker.resize()
-            if worker.precise is not event.exact:
-                index.clear(slot, event.exact)
-                worker.precise = event.exact
+            if worker.precise is not event.precise:
+                index.clear(slot, event.precise)
+                worker.precise = event.precise
         fleet.kv_stale.add(slot)
         fleet.set_up(slot, up=True)
         self._pump(worker, out)
@@ -617,8 +617,8 @@ class Dispatcher:
 
     def _cache_cleared(self, event: ev.CacheCleared, out: list[Command]) -> None:
         worker = self._worker(event.worker)
-        self.index.clear(worker.slot, event.exact)
-        worker.precise = event.exact
+        self.index.clear(worker.slot, event.precise)
+        worker.precise = event.precise
         self.fleet.kv_stale.add(worker.slot)
 
     def _on_stored(self, slot: int, keys: Iterable[BlockKey]) -> None:

@@ -81,7 +81,7 @@ class WorkerUp(NamedTuple):
     at: int
     worker: WorkerId
     limits: Limits
-    exact: bool = False
+    precise: bool = False
     """Its cache is reported by events; otherwise it is guessed from what was sent."""
 
 
@@ -113,7 +113,7 @@ class WorkerChanged(NamedTuple):
 
 
 class CacheStored(NamedTuple):
-    """An exact source says that ``worker`` now holds ``keys``, a chain that continues ``parent``."""
+    """A precise source says that ``worker`` now holds ``keys``, a chain that continues ``parent``."""
 
     at: int
     worker: WorkerId
@@ -123,7 +123,7 @@ class CacheStored(NamedTuple):
 
 
 class CacheEvicted(NamedTuple):
-    """An exact source says that ``worker`` no longer holds ``keys``."""
+    """A precise source says that ``worker`` no longer holds ``keys``."""
 
     at: int
     worker: WorkerId
@@ -131,11 +131,11 @@ class CacheEvicted(NamedTuple):
 
 
 class CacheCleared(NamedTuple):
-    """``worker`` holds nothing, or nothing is known of it any more. ``exact`` says what comes next."""
+    """``worker`` holds nothing, or nothing is known of it any more. ``precise`` says what comes next."""
 
     at: int
     worker: WorkerId
-    exact: bool = False
+    precise: bool = False
 
 
 class Tick(NamedTuple):

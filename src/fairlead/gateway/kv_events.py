@@ -11,7 +11,7 @@ For each worker that offers events the gateway makes one ``KvEvents`` and runs i
 - ``exact=True``: from here on events tell everything; the whole cache follows as ``CacheStored``.
 - ``exact=False``: events are lost, incomplete or cannot be used; what was sent is the best guess.
 
-So a worker is added with ``WorkerUp(exact=False)`` and becomes exact by itself. After a
+So a worker is added with ``WorkerUp(precise=False)`` and becomes exact by itself. After a
 ``WorkerDown`` that made the dispatcher forget a cache which the engine may still have, and on any
 other change of ``exact`` behind our back, call ``resync()``. ``on_state`` hears each transition
 with its reason, and ``state`` is a snapshot for metrics.
@@ -236,13 +236,13 @@ class KvEvents:
     def _fall_back(self, phase: str, reason: str) -> None:
         """Say that the worker's cache is a guess from now on."""
         if self.exact:
-            self._emit(CacheCleared(self._now(), self.worker, exact=False))
+            self._emit(CacheCleared(self._now(), self.worker, precise=False))
         self._enter(phase, reason)
 
     async def _announce(self, reason: str) -> None:
         """Become exact, and say everything that is held."""
         self._resync = False
-        self._emit(CacheCleared(self._now(), self.worker, exact=True))
+        self._emit(CacheCleared(self._now(), self.worker, precise=True))
         self._enter("exact", reason)
         for count, chain in enumerate(self._view.chains(), 1):
             self._emit(CacheStored(self._now(), self.worker, chain.keys, chain.parent))
@@ -290,7 +290,7 @@ class KvEvents:
             case Lost(keys):
                 self._emit(CacheEvicted(self._now(), self.worker, keys))
             case Forgot():
-                self._emit(CacheCleared(self._now(), self.worker, exact=True))
+                self._emit(CacheCleared(self._now(), self.worker, precise=True))
 
     # -- one connection ----------------------------------------------------------------------------
 

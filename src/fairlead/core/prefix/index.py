@@ -1,8 +1,8 @@
 """PrefixIndex: which workers cache how much of a prompt, over all of them at once.
 
 Workers are slots, small integers that the caller hands out. What a worker caches is known from one
-of two sources: *speculative*, the requests sent to it, bounded by its cache size with LRU; or
-*exact*, the worker's own cache events, plus what requests that wait for it or run on it use.
+of two sources: *approximate*, the requests sent to it, bounded by its cache size with LRU; or
+*precise*, the worker's own cache events, plus what requests that wait for it or run on it use.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ class PrefixIndex:
     """Block key to worker slots, and per slot what is ready, in use, and least recently used.
 
     ``on_stored`` is told the first block that a started request makes ready, and every block that
-    exact events make matchable. ``on_evicted`` is told every block that ceased to be ready,
+    precise events make matchable. ``on_evicted`` is told every block that ceased to be ready,
     including the descendants of one removed in the middle; it may also name a block that a running
     request keeps ready, so ask ``ready`` again rather than subtract.
 
@@ -44,14 +44,14 @@ class PrefixIndex:
 
     # -- slots -------------------------------------------------------------------------------------
 
-    def add(self, slot: int, capacity_blocks: int, exact: bool = False) -> None:
+    def add(self, slot: int, capacity_blocks: int, precise: bool = False) -> None:
         """Add an empty slot that caches up to ``capacity_blocks``. ValueError if it is there already."""
         if slot in self._trees:
             raise ValueError(f"slot {slot} is in use; drop it first")
         if slot < 0 or capacity_blocks < 0:
             raise ValueError(f"slot {slot} with {capacity_blocks} blocks: neither may be negative")
         tree = SlotTree(slot, capacity_blocks, self._holders, self._bitmaps)
-        tree.clear(exact)
+        tree.clear(precise)
         self._trees[slot] = tree
 
     def resize(self, slot: int, capacity_blocks: int) -> None:
@@ -62,13 +62,13 @@ class PrefixIndex:
         tree.capacity = capacity_blocks
         self._settle(tree)
 
-    def clear(self, slot: int, exact: bool) -> None:
-        """Forget what the slot caches, and say whether ``exact`` events follow.
+    def clear(self, slot: int, precise: bool) -> None:
+        """Forget what the slot caches, and say whether ``precise`` events follow.
 
         Requests that wait for it or run on it keep their claims.
         """
         tree = self._trees[slot]
-        tree.clear(exact)
+        tree.clear(precise)
         self._settle(tree)
 
     def drop(self, slot: int) -> None:
@@ -94,9 +94,9 @@ class PrefixIndex:
         return self._trees[slot].ready(keys)
 
     def cached(self, slot: int) -> int:
-        """Return the blocks that the worker caches; with an exact source, that it reported."""
+        """Return the blocks that the worker caches; with a precise source, that it reported."""
         tree = self._trees[slot]
-        return tree.cached if tree.exact is None else max(len(tree.exact), tree.cached)
+        return tree.cached if tree.precise is None else max(len(tree.precise), tree.cached)
 
     def pinned(self, slot: int) -> int:
         """Return the distinct blocks in use by running requests."""
@@ -162,40 +162,43 @@ class PrefixIndex:
         tree.abandon(claim)
         self._settle(tree)
 
-    # -- exact sources -----------------------------------------------------------------------------
+    # -- precise sources -----------------------------------------------------------------------------
 
     def stored(self, slot: int, keys: Sequence[BlockKey], parent: BlockKey | None) -> None:
-        """Take in an event of an exact slot: it holds ``keys``, a chain that continues ``parent``.
+        """Take in an event of a precise slot: it holds ``keys``, a chain that continues ``parent``.
 
         Blocks behind a hole are remembered and match once the hole is filled. If a worker reports
         several times its capacity, removals were lost, and everything reported is forgotten.
-        ValueError if the slot is not exact.
+        ValueError if the slot is not precise.
         """
-        tree = self._exact(slot)
+        tree = self._precise(slot)
         fresh = tree.stored(keys, parent)
         if tree.overflowed():
-            tree.clear(exact=True)
+            tree.clear(precise=True)
             self._settle(tree)
         elif fresh:
             self._on_stored(slot, fresh)
 
     def evicted(self, slot: int, keys: Sequence[BlockKey]) -> None:
-        """Take in an event of an exact slot: it no longer holds ``keys``. ValueError if it is not exact."""
-        tree = self._exact(slot)
+        """Take in an event of a precise slot: it no longer holds ``keys``.
+
+        ValueError if the slot is not precise.
+        """
+        tree = self._precise(slot)
         tree.evicted(keys)
         self._settle(tree)
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _exact(self, slot: int) -> SlotTree:
+    def _precise(self, slot: int) -> SlotTree:
         tree = self._trees[slot]
-        if tree.exact is None:
+        if tree.precise is None:
             raise ValueError(f"slot {slot} takes no events: its cache is guessed from requests")
         return tree
 
     def _settle(self, tree: SlotTree) -> None:
         """Evict, then give the notices."""
-        if tree.cached > tree.capacity or tree.exact is not None:
+        if tree.cached > tree.capacity or tree.precise is not None:
             tree.evict()
         gone = tree.unready
         if gone:
@@ -213,9 +216,9 @@ class PrefixIndex:
                 ends[id(node.run)] = ends.get(id(node.run), 0) + 1
                 for key in node.keys:
                     by_request[key] = by_request.get(key, 0) + tree.bit
-            if tree.exact is not None:
-                tree.exact.check()
-                for key in tree.exact.reachable():
+            if tree.precise is not None:
+                tree.precise.check()
+                for key in tree.precise.reachable():
                     by_event[key] = by_event.get(key, 0) + tree.bit
             _check_tree(tree)
         assert by_event == self._bitmaps.table
@@ -286,7 +289,7 @@ def _check_tree(tree: SlotTree) -> None:
     assert tree.assigned == sum(size for node, size in sizes if node.users)
     assert tree.pinned == sum(size for node, size in sizes if node.pins)
     assert tree.cached == sum(size if node.pins else node.done for node, size in sizes)
-    assert tree.cached <= max(tree.pinned, 0 if tree.exact is not None else tree.capacity)
+    assert tree.cached <= max(tree.pinned, 0 if tree.precise is not None else tree.capacity)
     assert not tree.unready
     for newer, older in pairwise(reversed(ring)):
         assert newer.older is older

@@ -20,12 +20,12 @@ from enum import Enum
 
 from fairlead.core.model import BlockKey
 from fairlead.core.prefix.bitmaps import BlockBitmaps
-from fairlead.core.prefix.exact import ExactBlocks
 from fairlead.core.prefix.holders import HolderTree, Keys, Run, common
+from fairlead.core.prefix.precise import PreciseBlocks
 from fairlead.core.prefix.ring import Linked, link_newest, unlink
 
-EXACT_SLACK = 4
-"""An exact source that reports more than so many times the worker's capacity has lost removals."""
+PRECISE_SLACK = 4
+"""A precise source that reports more than so many times the worker's capacity has lost removals."""
 
 
 class Segment(Linked):
@@ -83,7 +83,7 @@ class Claim:
 class SlotTree:
     """All of one slot. ``holders`` and ``bitmaps`` are shared by all slots; this one owns a bit of them.
 
-    With ``exact`` set, the tree keeps only what waiting and running requests use; the rest is what
+    With ``precise`` set, the tree keeps only what waiting and running requests use; the rest is what
     the worker's events say.
     """
 
@@ -94,9 +94,9 @@ class SlotTree:
         "cached",
         "capacity",
         "dropped",
-        "exact",
         "holders",
         "pinned",
+        "precise",
         "root",
         "slot",
         "unready",
@@ -108,7 +108,7 @@ class SlotTree:
         self.holders = holders
         """Who holds what by the requests given."""
         self.bitmaps = bitmaps
-        """Who holds what by exact events."""
+        """Who holds what by precise events."""
         self.capacity = capacity
         self.root = Segment(array("Q"), holders.root, None)
         """Sentinel of the tree, and of the LRU ring: ``newer`` is the oldest, ``older`` the newest."""
@@ -119,7 +119,7 @@ class SlotTree:
         """Distinct blocks that running requests use."""
         self.assigned = 0
         """Distinct blocks that waiting or running requests use."""
-        self.exact: ExactBlocks | None = None
+        self.precise: PreciseBlocks | None = None
         self.unready: list[BlockKey] = []
         """Blocks that ceased to be ready since this was last taken."""
         self.dropped = False
@@ -162,8 +162,8 @@ class SlotTree:
                 self.pinned += size
             node.pins += 1
             node = node.parent
-        if self.exact is not None:
-            matched = max(matched, self.exact.lead(claim.keys))
+        if self.precise is not None:
+            matched = max(matched, self.precise.lead(claim.keys))
         claim.state = State.RUNNING
         return matched
 
@@ -223,13 +223,13 @@ class SlotTree:
                 break
             at += size
             node = child
-        return at if self.exact is None else max(at, self.exact.lead(keys))
+        return at if self.precise is None else max(at, self.precise.lead(keys))
 
     # -- capacity ----------------------------------------------------------------------------------
 
     def evict(self) -> None:
-        """Evict what is cached beyond the capacity and not pinned; an exact slot keeps nothing cached."""
-        excess = self.cached - (self.capacity if self.exact is None else 0)
+        """Evict what is cached beyond the capacity and not pinned; a precise slot keeps nothing cached."""
+        excess = self.cached - (self.capacity if self.precise is None else 0)
         while excess > 0:
             node = self.root.newer
             assert isinstance(node, Segment)
@@ -242,26 +242,26 @@ class SlotTree:
             node.done = cut
             excess -= len(gone)
             self.cached -= len(gone)
-            self.unready += gone if self.exact is None else gone[self.exact.lead(gone) :]
+            self.unready += gone if self.precise is None else gone[self.precise.lead(gone) :]
             if not node.users:
                 self._trim(node)
 
-    def clear(self, exact: bool) -> None:
+    def clear(self, precise: bool) -> None:
         """Forget what is cached; waiting and running requests keep what they use.
 
-        From now on the cache is known by events if ``exact``, else by the requests sent.
+        From now on the cache is known by events if ``precise``, else by the requests sent.
         """
-        if self.exact is not None:
-            self.unready += self.exact.reachable()
-            self.bitmaps.release(self.exact.reachable(), self.bit)
-        self.exact = None
+        if self.precise is not None:
+            self.unready += self.precise.reachable()
+            self.bitmaps.release(self.precise.reachable(), self.bit)
+        self.precise = None
         capacity, self.capacity = self.capacity, 0
         self.evict()
         self.capacity = capacity
         for node in self.segments():
             node.done = 0
-        if exact:
-            self.exact = ExactBlocks()
+        if precise:
+            self.precise = PreciseBlocks()
 
     def drop(self) -> None:
         """Forget everything, claims included; those still held may be passed in and do nothing."""
@@ -269,34 +269,34 @@ class SlotTree:
             self.holders.release(node.run, len(node.keys), self.bit, keep=False)
             node.children.clear()  # the links are cycles; without them memory is free at once
             node.newer = node.older = None
-        if self.exact is not None:
-            self.bitmaps.release(self.exact.reachable(), self.bit)
-            self.exact = None
+        if self.precise is not None:
+            self.bitmaps.release(self.precise.reachable(), self.bit)
+            self.precise = None
         self.root.children.clear()
         self.root.newer = self.root.older = None
         self.cached = self.pinned = self.assigned = 0
         self.dropped = True
 
-    # -- exact sources -----------------------------------------------------------------------------
+    # -- precise sources -----------------------------------------------------------------------------
 
     def stored(self, keys: Sequence[BlockKey], parent: BlockKey | None) -> list[BlockKey]:
         """Take in an event; return the blocks that can be matched now and could not before."""
-        assert self.exact is not None
-        fresh, revived = self.exact.stored(keys, parent)
+        assert self.precise is not None
+        fresh, revived = self.precise.stored(keys, parent)
         self.bitmaps.hold(fresh, self.bit)
         self.bitmaps.hold(revived, self.bit)
         return [*fresh, *revived]
 
     def evicted(self, keys: Sequence[BlockKey]) -> None:
         """Take in an event."""
-        assert self.exact is not None
-        gone = self.exact.evicted(keys)
+        assert self.precise is not None
+        gone = self.precise.evicted(keys)
         self.bitmaps.release(gone, self.bit)
         self.unready += gone
 
     def overflowed(self) -> bool:
         """Return whether events claim more than the worker can plausibly hold."""
-        return self.exact is not None and len(self.exact) > EXACT_SLACK * self.capacity
+        return self.precise is not None and len(self.precise) > PRECISE_SLACK * self.capacity
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -347,7 +347,7 @@ class SlotTree:
         self.pinned -= size
         self.cached -= size - node.done
         gone = node.keys[node.done :]
-        self.unready += gone if self.exact is None else gone[self.exact.lead(gone) :]
+        self.unready += gone if self.precise is None else gone[self.precise.lead(gone) :]
         if node.done:
             link_newest(self.root, node)
 

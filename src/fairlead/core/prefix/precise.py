@@ -7,7 +7,7 @@ from fairlead.core.model import BlockKey
 from fairlead.core.prefix.bitmaps import run_end
 
 
-class ExactBlocks:
+class PreciseBlocks:
     """The blocks a worker reported as stored and not yet as removed.
 
     A held block is *reachable* if every block before it is held too; only those can be matched.
