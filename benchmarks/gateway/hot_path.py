@@ -61,7 +61,7 @@ def request(session: int, *, stream: bool) -> bytes:
     pick = random.Random(session)
     text = " ".join(pick.choice(WORDS) for _ in range(400))
     messages = [{"role": "system", "content": text}, {"role": "user", "content": f"session {session}"}]
-    fields = {"model": "tiny", "stream": stream, "max_tokens": 16, "temperature": 0, "messages": messages}
+    fields = {"model": "tiny", "stream": stream, "max_tokens": 100, "temperature": 0, "messages": messages}
     body = json.dumps(fields, separators=(",", ":")).encode()
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nContent-Type: application/json\r\n"

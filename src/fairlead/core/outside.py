@@ -22,6 +22,10 @@ def whole(value: object, most: int = MOST_TOKENS, least: int = 0) -> int | None:
     Integral floats count (JSON does not tell ``5.0`` from ``5``); booleans, texts, NaN and infinity
     do not.
     """
+    if value is None:
+        return None
+    if type(value) is int:  # the usual case
+        return value if least <= value <= most else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
@@ -64,6 +68,8 @@ def usage(
     cached_tokens = None if prompt_tokens is None else whole(cached, prompt_tokens)
     output_tokens = whole(output, most_output)
     found = Usage(prompt_tokens, cached_tokens, output_tokens)
+    if prompt_tokens is prompt and cached_tokens is cached and output_tokens is output:
+        return found, False  # the usual case
     wrong = (
         (prompt is not None and prompt_tokens is None)
         or (cached is not None and cached_tokens is None and prompt is not None)

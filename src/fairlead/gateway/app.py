@@ -13,7 +13,7 @@ import msgspec
 
 from fairlead.config import Config
 from fairlead.core.model import Request
-from fairlead.gateway.flow import Flow
+from fairlead.gateway.flow import Flow, Most
 from fairlead.gateway.identity import Identity, Unauthorized
 from fairlead.gateway.metrics import Exposition, Metrics
 from fairlead.gateway.prompt import Prompt
@@ -157,13 +157,12 @@ class Gateway:
         began = perf_counter()
         try:
             prompt = await asyncio.to_thread(self.prompts.keys, kind, asked)
+            self.metrics.stages["keys"].observe(perf_counter() - began)
+            if not exchange.gone:
+                self._arrive(exchange, sender, asked, prompt)
         except Exception:
-            log.exception("a prompt could not be turned into keys")
+            log.exception("a request with a long prompt could not be taken in")
             exchange.fail()
-            return
-        self.metrics.stages["keys"].observe(perf_counter() - began)
-        if not exchange.gone:
-            self._arrive(exchange, sender, asked, prompt)
 
     def _arrive(self, exchange: Exchange, sender: Sender, asked: Asked, prompt: Prompt) -> None:
         client, fields = sender.client, sender.fields
@@ -197,8 +196,20 @@ class Gateway:
         if self.config.engine_ordering and isinstance(asked, ChatAsked | CompletionAsked):
             xargs = bool(asked.vllm_xargs)
         figures = self.metrics.client(client.name)
+        most = Most(output=asked.limit)
         flow = Flow(
-            self.scheduler, exchange, client, figures, request, asked.model, prompt, fields, body, tap, xargs
+            self.scheduler,
+            exchange,
+            client,
+            figures,
+            request,
+            asked.model,
+            prompt,
+            fields,
+            body,
+            tap,
+            xargs,
+            most,
         )
         exchange.listener = flow
         self.scheduler.arrive(flow)

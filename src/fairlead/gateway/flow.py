@@ -4,9 +4,15 @@ A flow listens to both ends. What happens it reports to the scheduler as events;
 is told by the dispatcher's commands. Bytes of a body pass it unchanged.
 """
 
-from typing import Protocol
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol, TypeVar, cast
+
+import msgspec
 
 from fairlead.core import events as ev
+from fairlead.core import outside
 from fairlead.core.commands import Dispatch, Fail, Reject
 from fairlead.core.model import Request
 from fairlead.gateway.engines import VLLM
@@ -24,6 +30,11 @@ from fairlead.http.server import Exchange
 _KEPT_BYTES = 8 * 2**20
 """Of an answer that is not a stream as much is kept to read its usage; of an error as much to pass on."""
 _STATUS_OF = {"queue_full": 429}
+_KV_TOKENS = 2**24
+"""What an engine is taken to hold at most if it does not say."""
+
+log = logging.getLogger("fairlead.gateway")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Scheduler(Protocol):
@@ -47,11 +58,42 @@ class Scheduler(Protocol):
     def forget(self, flow: "Flow") -> None:
         """The flow ended."""
 
+    def give_up(self, flow: "Flow", reason: str) -> None:
+        """The flow broke: forget it, and settle what the dispatcher still has of it. Raises nothing."""
+
     def made_progress(self, flow: "Flow") -> None:
         """The flow has tokens to report: soon, with those of others."""
 
     def report_progress(self, flow: "Flow") -> None:
         """Tell the dispatcher of the flow's tokens now."""
+
+
+_FIGURES = ("prompt_tokens", "cached_tokens", "completion_tokens")
+"""Names of the figures of a usage, in the order of ``outside.Usage``."""
+
+
+class Most(msgspec.Struct, frozen=True, gc=False):
+    """The most that one request can take, by what it asks for."""
+
+    prompts: int = 1
+    """Prompts in it: each can be as long as the engine's KV pool."""
+    sequences: int = 1
+    """Answers to all of its prompts."""
+    output: int | None = None
+    """Output tokens of all its sequences; None if it sets no limit."""
+
+
+def _guarded(method: Method) -> Method:
+    """Whatever ``method`` raises ends its flow (see ``Flow.broke``) and reaches nobody else."""
+
+    @wraps(method)
+    def guarded(flow: "Flow", *args: Any) -> Any:
+        try:
+            return method(flow, *args)
+        except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
+            flow.broke(error)
+
+    return cast("Method", guarded)
 
 
 class Flow:
@@ -71,6 +113,7 @@ class Flow:
         "listed",
         "live",
         "model",
+        "most",
         "path",
         "prompt",
         "refused",
@@ -96,6 +139,7 @@ class Flow:
         body: bytes,
         tap: Tap | None,
         xargs: bool | None,
+        most: Most,
     ) -> None:
         self.scheduler = scheduler
         self.exchange = exchange
@@ -110,6 +154,7 @@ class Flow:
         self.tap = tap
         self.xargs = xargs
         """Whether the body has ``vllm_xargs`` of its own; None if it is no place to name the client."""
+        self.most = most
         self.arrived_us = request.arrived_us
         self.first_us = 0
         self.live = False
@@ -140,23 +185,27 @@ class Flow:
 
     def dispatch(self, command: Dispatch) -> None:
         """Send the request to the worker."""
-        worker = self.worker = self.scheduler.workers.by_id[command.worker]
-        if command.attempt == 1:
-            waited = self.scheduler.decided_us - self.arrived_us
-            self.figures.wait.observe(waited / 1e6)
-        self.refused = None
-        self.kept.clear()
-        self.kept_size = 0
-        pool = worker.pool
-        body = self.body
-        if self.xargs is not None and worker.capacity.kind == VLLM:
-            body = with_xargs(body, self.client.xargs, has_some=self.xargs)
-        self.call = pool.send(
-            b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n%b"
-            % (pool.prefix, self.path, pool.authority, self.fields, len(body), body),
-            self,
-        )
+        try:
+            worker = self.worker = self.scheduler.workers.by_id[command.worker]
+            if command.attempt == 1:
+                waited = self.scheduler.decided_us - self.arrived_us
+                self.figures.wait.observe(waited / 1e6)
+            self.refused = None
+            self.kept.clear()
+            self.kept_size = 0
+            pool = worker.pool
+            body = self.body
+            if self.xargs is not None and worker.capacity.kind == VLLM:
+                body = with_xargs(body, self.client.xargs, has_some=self.xargs)
+            self.call = pool.send(
+                b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n%b"
+                % (pool.prefix, self.path, pool.authority, self.fields, len(body), body),
+                self,
+            )
+        except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
+            self.broke(error)
 
+    @_guarded
     def reject(self, command: Reject) -> None:
         """Tell the client that it will not be served now."""
         self._ended(command.code)
@@ -164,35 +213,68 @@ class Flow:
         retry = None if status == 400 else command.retry_after_s
         self.exchange.reply(error_response(status, command.message, command.code, retry_after_s=retry))
 
+    @_guarded
     def fail(self, command: Fail) -> None:
         """Tell the client that its request failed for good, as far as that can still be told."""
-        self._ended("error" if self.status >= 500 or not self.status else f"status_{self.status}")
         exchange = self.exchange
-        if self.refused is not None:
-            fields = [f for f in self.refused if f[0] not in HOP_BY_HOP]
-            body = b"".join(self.kept)
-            exchange.begin(head(self.status, fields), len(body))
-            exchange.finish(body)
-        elif not exchange.begun:
-            exchange.reply(
-                error_response(502, f"no worker could serve this: {command.reason}", "worker_failed")
-            )
+        if self.refused is None:
+            self._ended("error")
+            self._tell_failure(command.reason)
+            return
+        self._ended("error" if self.status >= 500 else f"status_{self.status}")
+        fields = [f for f in self.refused if f[0] not in HOP_BY_HOP]
+        body = b"".join(self.kept)
+        exchange.begin(head(self.status, fields), len(body))
+        exchange.finish(body)
+
+    def _tell_failure(self, reason: str) -> None:
+        """Tell the client as much as can still be told: an answer, an event, or a cut connection."""
+        exchange = self.exchange
+        if not exchange.begun:
+            exchange.reply(error_response(502, f"no worker could serve this: {reason}", "worker_failed"))
         elif self.streamed:
             problem = error_body(
-                502, f"the worker failed in the middle of its answer: {command.reason}", "worker_failed"
+                502, f"the worker failed in the middle of its answer: {reason}", "worker_failed"
             )
             exchange.finish(b"data: " + problem + b"\n\ndata: [DONE]\n\n")
         else:
             exchange.abort()
 
+    @_guarded
     def stop(self) -> None:
         """Stop the worker: nobody waits for its answer."""
         if self.call is not None:
             self.call.cancel()
             self.call = None
 
+    def broke(self, error: Exception) -> None:
+        """Something in here raised ``error``: the one place where that ends.
+
+        The worker is stopped, the request counts as failed, its books are settled, and the client gets an
+        end. Raises nothing.
+        """
+        log.error("request %d broke off", self.request.rid, exc_info=error)
+        reason = "an internal error"
+        call, self.call = self.call, None
+        exchange = self.exchange
+        exchange.listener = None
+        try:
+            if call is not None:
+                call.cancel()
+            if self.live:
+                self.live = False
+                self.figures.ended("error")
+        finally:
+            self.scheduler.give_up(self, reason)
+            try:
+                self._tell_failure(reason)
+            except Exception:
+                log.exception("the client of request %d could not be told", self.request.rid)
+                exchange.abort()
+
     # --- the client ----------------------------------------------------------------------------
 
+    @_guarded
     def disconnected(self) -> None:
         """The client is gone: free the worker at once."""
         if self.live and self.tap is not None and self.tap.usage is not None:
@@ -210,6 +292,7 @@ class Flow:
             self.scheduler.step(ev.Cancelled(self.scheduler.now_us(), self.request.rid, reason))
         self.stop()
 
+    @_guarded
     def pause(self) -> bool:
         """The client is too far behind: cut off a stream; any other answer can wait in the worker.
 
@@ -227,6 +310,7 @@ class Flow:
             self.kept_size = _KEPT_BYTES  # nothing more is kept
         return True
 
+    @_guarded
     def resume(self) -> None:
         """The client caught up."""
         if self.call is not None:
@@ -234,6 +318,7 @@ class Flow:
 
     # --- the worker ----------------------------------------------------------------------------
 
+    @_guarded
     def head(self, status: int, headers: Headers) -> None:
         """Pass a good answer's head on; keep an error back until it is final."""
         self.status = status
@@ -253,67 +338,79 @@ class Flow:
 
     def data(self, body: bytes) -> None:
         """Pass on what came, and read it on the way."""
-        tap = self.tap
-        if self.exchange.paused and not self.exchange.keeps_up():
-            return
-        if self.refused is not None or tap is None:
-            self.kept_size += len(body)
-            if self.kept_size <= _KEPT_BYTES:
-                self.kept.append(body)
-            if self.refused is None:
-                self.exchange.send(body)
-            return
-        out = tap.feed(body)
-        if out:
-            self.exchange.send(out)
-        else:
-            self.exchange.flush()
-        if tap.events and not self.listed:
-            if not self.first_us:
-                self._first_token()
-            self.listed = True
-            self.scheduler.made_progress(self)
+        try:
+            tap = self.tap
+            if self.exchange.paused and not self.exchange.keeps_up():
+                return
+            if self.refused is not None or tap is None:
+                self.kept_size += len(body)
+                if self.kept_size <= _KEPT_BYTES:
+                    self.kept.append(body)
+                if self.refused is None:
+                    self.exchange.send(body)
+                return
+            out = tap.feed(body)
+            if out:
+                self.exchange.send(out)
+            else:
+                self.exchange.flush()
+            if tap.events and not self.listed:
+                if not self.first_us:
+                    self._first_token()
+                self.listed = True
+                self.scheduler.made_progress(self)
+        except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
+            self.broke(error)
 
     def whole(self, head: ResponseHead, body: bytes) -> None:
         """Pass on a good answer that came in one piece, and settle."""
-        lines = head.notes
-        if not isinstance(lines, bytes):
-            passed, _, event_stream = _read_head(head.status, head.headers)
-            head.notes = lines = b"" if event_stream else passed
-        worker = self.worker
-        if not lines or self.tap is not None or worker is None:
-            self.head(head.status, with_length(head.headers, len(body)))
-            self.data(body)
-            self.end()
-            return
-        self.call = None
-        self.status = head.status
-        self.body = b""
-        worker.failures = 0
-        self._settle(usage_of(body), worker)
-        self.exchange.whole(lines, body)
+        try:
+            lines = head.notes
+            if not isinstance(lines, bytes):
+                passed, _, event_stream = _read_head(head.status, head.headers)
+                head.notes = lines = b"" if event_stream else passed
+            worker = self.worker
+            if not lines or self.tap is not None or worker is None:
+                self.head(head.status, with_length(head.headers, len(body)))
+                if self.live:
+                    self.data(body)
+                if self.live:
+                    self.end()
+                return
+            self.call = None
+            self.status = head.status
+            self.body = b""
+            worker.failures = 0
+            self._settle(usage_of(body), worker)
+            self.exchange.whole(lines, body)
+        except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
+            self.broke(error)
 
     def end(self) -> None:
         """The answer is whole: settle."""
-        self.call = None
-        scheduler, worker = self.scheduler, self.worker
-        assert worker is not None
-        if self.refused is not None:
-            self._refused_by(worker)
-            return
-        if not self.live:  # settled when the client fell behind
-            self.exchange.finish()
-            return
-        scheduler.workers.succeeded(worker)
-        tap = self.tap
-        if tap is not None:
-            usage, rest = tap.usage, tap.rest()
-        else:
-            usage = usage_of(b"".join(self.kept)) if self.kept_size <= _KEPT_BYTES else None
-            rest = b""
-        self._settle(usage, worker)
-        self.exchange.finish(rest)
+        try:
+            self.call = None
+            scheduler, worker = self.scheduler, self.worker
+            assert worker is not None
+            if self.refused is not None:
+                self._refused_by(worker)
+                return
+            if not self.live:  # settled when the client fell behind
+                self.exchange.finish()
+                return
+            scheduler.workers.succeeded(worker)
+            tap = self.tap
+            if tap is not None:
+                usage, rest = tap.usage, tap.rest()
+            else:
+                usage = usage_of(b"".join(self.kept)) if self.kept_size <= _KEPT_BYTES else None
+                rest = b""
+            self._settle(usage, worker)
+            self.exchange.finish(rest)
+        except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
+            self.broke(error)
 
+    @_guarded
     def error(self, error: UpstreamError) -> None:
         """The answer will not come, or not to its end."""
         self.call = None
@@ -339,25 +436,38 @@ class Flow:
         scheduler.step(ev.FirstToken(now, self.request.rid))
 
     def _settle(self, usage: Usage | None, worker: Worker) -> None:
+        """The answer is whole: tell the dispatcher what it took, as far as the engine is believed."""
         scheduler, rid = self.scheduler, self.request.rid
+        prompt, cached, output = (None, None, None) if usage is None else self._believed(usage, worker)
+        if output is None:
+            scheduler.report_progress(self)  # what was seen of it counts
         now = scheduler.now_us()
-        if usage is None:
-            scheduler.report_progress(self)
-            self._ended("ok")
-            scheduler.step(ev.Finished(now, rid))
-            return
-        prompt_tokens, cached, output = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
-        if prompt_tokens:
-            scheduler.prompts.learn(self.model, self.prompt, prompt_tokens)
-            self.figures.prompt_tokens += prompt_tokens
+        if prompt is not None:
+            scheduler.prompts.learn(self.model, self.prompt, prompt)
+            self.figures.prompt_tokens += prompt
             if cached is not None:
-                worker.count_hit(prompt_tokens, cached)
+                worker.count_hit(prompt, cached)
         if output:
             self.figures.output_tokens += output
             if self.first_us and output > 1:
                 self.figures.per_token.observe((now - self.first_us) / 1e6 / (output - 1))
+        scheduler.step(ev.Finished(now, rid, prompt, cached, output))
         self._ended("ok")
-        scheduler.step(ev.Finished(now, rid, prompt_tokens, cached, output))
+
+    def _believed(self, usage: Usage, worker: Worker) -> outside.Usage:
+        """Return the figures of ``usage`` that can be true; the worker's others are counted and ignored."""
+        most = self.most
+        pool = worker.capacity.kv_tokens or _KV_TOKENS
+        said = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        most_output = pool * most.sequences if most.output is None else most.output
+        found, wrong = outside.usage(*said, pool * most.prompts, most_output)
+        if wrong:
+            if found.prompt_tokens is None:
+                said = (said[0], None, said[2])  # cached of how many, nobody can tell
+            for name, value, kept in zip(_FIGURES, said, found, strict=True):
+                if value is not None and kept is None:
+                    worker.ignore(name, value if isinstance(value, int | float) else type(value).__name__)
+        return found
 
     def _refused_by(self, worker: Worker) -> None:
         scheduler, status = self.scheduler, self.status

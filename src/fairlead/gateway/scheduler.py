@@ -6,11 +6,13 @@ request, in ``workers`` towards engines.
 """
 
 import asyncio
+import logging
 from time import monotonic_ns
 
 from fairlead.config import Config
 from fairlead.core import events as ev
 from fairlead.core.commands import Dispatch, Fail, Reject
+from fairlead.core.lifecycle import LifecycleError
 from fairlead.gateway.assembly import configured_dispatcher, kv_follower, make_prompts
 from fairlead.gateway.decision_log import open_decision_log
 from fairlead.gateway.flow import Flow
@@ -18,6 +20,8 @@ from fairlead.gateway.metrics import Metrics
 from fairlead.gateway.prompt import PromptKeys
 from fairlead.gateway.workers import Workers
 from fairlead.trace.decision_files import Step, recording
+
+log = logging.getLogger("fairlead.gateway")
 
 FLUSH_S = 0.01
 """Progress of streams is told to the dispatcher this often: a token's charge may be this late."""
@@ -100,16 +104,14 @@ class Scheduler:
     # --- events and commands -------------------------------------------------------------------
 
     def arrive(self, flow: Flow) -> None:
-        """Take in a request, and let the dispatcher decide. What that raises, ends the flow and goes on."""
+        """Take in a request, and let the dispatcher decide."""
         request = flow.request
         flow.live = True
         self.flows[request.rid] = flow
         try:
             self.step(ev.Arrived(request.arrived_us, request))
-        except BaseException:
-            flow.live = False
-            self.flows.pop(request.rid, None)
-            raise
+        except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
+            flow.broke(error)
 
     def step(self, event: ev.Event) -> None:
         """Let the dispatcher decide, and do what it says."""
@@ -128,9 +130,29 @@ class Scheduler:
 
     def forget(self, flow: Flow) -> None:
         """Called by a flow at its end."""
-        del self.flows[flow.request.rid]
+        self.flows.pop(flow.request.rid, None)
         if self._draining and not self.flows:
             self._idle.set()
+
+    def give_up(self, flow: Flow, reason: str) -> None:
+        """Called by a flow that broke: forget it, and settle what the dispatcher still has of it.
+
+        Raises nothing: where even that fails, it is logged.
+        """
+        self.forget(flow)
+        rid = flow.request.rid
+        for event in (
+            ev.Failed(self.now_us(), rid, retryable=False, reason=reason),
+            ev.Cancelled(self.now_us(), rid),
+        ):
+            if rid not in self.dispatcher.jobs:
+                return
+            try:
+                self.step(event)
+            except LifecycleError:
+                continue  # it waits: it cannot fail on a worker, but it can be withdrawn
+            except Exception:
+                log.exception("the books of request %d could not be settled", rid)
 
     def made_progress(self, flow: Flow) -> None:
         """Called by a flow that has tokens to report: soon, with those of others."""
@@ -150,7 +172,10 @@ class Scheduler:
         flows, self._progressed = self._progressed, []
         for flow in flows:
             if flow.live:
-                self.report_progress(flow)
+                try:
+                    self.report_progress(flow)
+                except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
+                    flow.broke(error)
 
     async def _ticking(self) -> None:
         """Give the dispatcher its time, and measure how late we are."""
@@ -159,9 +184,12 @@ class Scheduler:
             due = loop.time() + TICK_S
             await asyncio.sleep(TICK_S)
             self.metrics.loop_delay.observe(max(0.0, loop.time() - due))
-            self.step(ev.Tick(self.now_us()))
-            if self._log is not None:
-                self._log.flush()
+            try:
+                self.step(ev.Tick(self.now_us()))
+                if self._log is not None:
+                    self._log.flush()
+            except Exception:
+                log.exception("a tick failed; the next ones go on")
 
     def _running_on(self, worker_id: str) -> int:
         fleet = self.dispatcher.fleet

@@ -5,12 +5,16 @@ usage event that the gateway itself asked for can be left out, and an error even
 another one.
 """
 
+from typing import TypeVar
+
 import msgspec
 
-from fairlead.gateway.wire import Usage
+from fairlead.gateway.wire import NO_RAW, Usage, usage_from
 
 MAX_EVENT_BYTES = 4 * 2**20
 """An unfinished event beyond this is passed on unread: memory is bounded, whatever an engine sends."""
+
+T = TypeVar("T")
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -27,10 +31,15 @@ class _Choice(msgspec.Struct, gc=False):
 
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
-    usage: Usage | None = None
+
+
+class _WithUsage(msgspec.Struct, gc=False):
+    choices: list[msgspec.Raw] = []
+    usage: msgspec.Raw = NO_RAW
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
+_WITH_USAGE = msgspec.json.Decoder(_WithUsage)
 
 
 class Tap:
@@ -90,9 +99,10 @@ class Tap:
     def _read_usage(self, data: bytes) -> bytes:
         kept = []
         for event in _events(data):
-            chunk = _chunk_of(event) if b'"usage"' in event else None
-            if chunk is not None and chunk.usage is not None:
-                self.usage = chunk.usage
+            chunk = _decoded(_WITH_USAGE, event) if b'"usage"' in event else None
+            usage = None if chunk is None else usage_from(chunk.usage)
+            if chunk is not None and usage is not None:
+                self.usage = usage
                 if self.hide and not chunk.choices:
                     continue
             kept.append(event)
@@ -110,17 +120,17 @@ def _events(data: bytes) -> list[bytes]:
     return events
 
 
-def _chunk_of(event: bytes) -> _Chunk | None:
+def _decoded(decoder: "msgspec.json.Decoder[T]", event: bytes) -> T | None:
     """Decode the data of one event; None if it is not a chunk of an answer."""
     lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
     try:
-        return _CHUNK.decode(b"\n".join(lines))
+        return decoder.decode(b"\n".join(lines))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _has_token(event: bytes) -> bool:
-    chunk = _chunk_of(event)
+    chunk = _decoded(_CHUNK, event)
     if chunk is None:
         return False
     for choice in chunk.choices:

@@ -170,35 +170,85 @@ def with_xargs(body: bytes, xargs: bytes, *, has_some: bool) -> bytes:
 
 
 class PromptDetails(msgspec.Struct, gc=False):
-    """``usage.prompt_tokens_details``."""
+    """``usage.prompt_tokens_details``, as the engine wrote it."""
 
-    cached_tokens: int | None = None
+    cached_tokens: Any = None
 
 
 class Usage(msgspec.Struct, gc=False):
-    """``usage`` of an answer."""
+    """``usage`` of an answer, as the engine wrote it: nothing of it is checked yet (see ``Flow``)."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
     prompt_tokens_details: PromptDetails | None = None
 
     @property
-    def cached_tokens(self) -> int | None:
+    def cached_tokens(self) -> Any:
         """Prompt tokens that the engine found in its cache; None if it does not say."""
         details = self.prompt_tokens_details
         return None if details is None else details.cached_tokens
+
+
+UNREADABLE = Usage("unreadable")
+"""Stands for a usage that is none: a text, a list, figures that no number can hold."""
 
 
 class _Answer(msgspec.Struct, gc=False):
     usage: Usage | None = None
 
 
+class _RawAnswer(msgspec.Struct, gc=False):
+    usage: msgspec.Raw = NO_RAW
+
+
+class _RawDetails(msgspec.Struct, gc=False):
+    cached_tokens: msgspec.Raw = NO_RAW
+
+
+class _RawUsage(msgspec.Struct, gc=False):
+    prompt_tokens: msgspec.Raw = NO_RAW
+    completion_tokens: msgspec.Raw = NO_RAW
+    prompt_tokens_details: msgspec.Raw = NO_RAW
+
+
 _ANSWER = msgspec.json.Decoder(_Answer)
+_USAGE: msgspec.json.Decoder[Usage | None] = msgspec.json.Decoder(Usage | None)
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def usage_of(body: bytes) -> Usage | None:
-    """Return the usage in a whole answer, or None if there is none to be read."""
+    """Return the usage in a whole answer, or None if there is none. Raises nothing."""
     try:
         return _ANSWER.decode(body).usage
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _NOT_JSON:
+        pass
+    try:
+        return usage_from(msgspec.json.decode(body, type=_RawAnswer).usage)
+    except _NOT_JSON:
         return None
+
+
+def usage_from(raw: msgspec.Raw) -> Usage | None:
+    """Return the usage that is the JSON text ``raw``, or None if that is empty or null. Raises nothing."""
+    if not raw:
+        return None
+    try:
+        return _USAGE.decode(raw)
+    except _NOT_JSON:
+        pass
+    # One figure that no number can hold must not hide the others.
+    try:
+        parts = msgspec.json.decode(raw, type=_RawUsage)
+        details = parts.prompt_tokens_details
+        cached = _figure(msgspec.json.decode(details, type=_RawDetails).cached_tokens) if details else None
+    except _NOT_JSON:
+        return UNREADABLE
+    return Usage(_figure(parts.prompt_tokens), _figure(parts.completion_tokens), PromptDetails(cached))
+
+
+def _figure(raw: msgspec.Raw) -> Any:
+    """Return what ``raw`` says, or a text in place of what cannot be read."""
+    try:
+        return msgspec.json.decode(raw) if raw else None
+    except _NOT_JSON:
+        return "unreadable"
