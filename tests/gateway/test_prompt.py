@@ -8,8 +8,8 @@ from xxhash import xxh3_64_intdigest
 from fairlead.core.keys import byte_keys, seed_key
 from fairlead.core.model import BLOCK_KEY_BITS
 from fairlead.gateway import prompt as prompt_module
-from fairlead.gateway.prompt import BytePrompts, canonical
-from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, decode
+from fairlead.gateway.prompt import MOST_BLOCKS, BytePrompts, canonical
+from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, CompletionAsked, decode
 
 
 def asked(messages, **fields):
@@ -118,3 +118,19 @@ def test_bytes_per_token_are_learned_and_bounded():
         prompts.learn("m", prompt, count)
     assert 0.25 <= prompts.bytes_per_token("m") <= 64
     assert prompts.bytes_per_token("unseen") == 4
+
+
+def test_token_prompts_have_the_same_bytes_whatever_their_numbers():
+    """The fast way to write them out must not differ from the plain one."""
+    for tokens in ([], [0], [5, 17, 128_000], [-1, 2**63, 2**64 - 1], [2**64, 7], [True, 3], [False]):
+        request = CompletionAsked(model="m", prompt=tokens)
+        assert canonical(request) == b"".join(b"%d," % token for token in tokens)
+
+
+def test_a_prompt_beyond_all_engines_has_keys_for_its_beginning_only():
+    text = "".join(f"{n:7} " for n in range(8 * MOST_BLOCKS + 5000))
+    short = BytePrompts().keys(COMPLETION, CompletionAsked(model="m", prompt=text[: 64 * 5000]))
+    prompt = BytePrompts().keys(COMPLETION, CompletionAsked(model="m", prompt=text))
+    assert len(prompt.keys) == MOST_BLOCKS
+    assert prompt.keys[:5000] == short.keys
+    assert prompt.prompt_tokens == len(text) // 4 + 1

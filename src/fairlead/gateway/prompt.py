@@ -20,6 +20,9 @@ _MEMORY = 0.95
 _FIRST_GUESS = 4.0
 _LEAST, _MOST = 0.25, 64.0
 _CACHED_SEEDS = 4096
+MOST_BLOCKS = 65_536
+"""Blocks of a prompt that have keys, a million tokens: what lies behind them is taken to be never cached.
+No engine keeps more of one prompt, and the dispatcher's time for a request grows with its keys."""
 _TOKENS_A_BLOCK = 16
 _SPAN = 8
 """Blocks that are looked up together: prompts repeat, so most spans were seen before."""
@@ -29,6 +32,14 @@ _ROLES = {
     role: f"\x01{role}\x02".encode()
     for role in ("system", "developer", "user", "assistant", "tool", "function")
 }
+
+
+class Chain(msgspec.Struct, frozen=True):
+    """A prompt's keys and its size: all that takes long about it, and depends on nothing learned."""
+
+    keys: list[BlockKey]
+    size: int
+    """In canonical bytes, or in tokens where a tokenizer counts them."""
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -47,8 +58,14 @@ class PromptKeys(Protocol):
     threaded: bool
     """Whether ``keys`` can take so long that it belongs in a thread; ``keys_now`` then says when."""
 
+    def chain(self, kind: str, asked: Asked) -> Chain:
+        """Return the prompt's keys and size, whatever it takes. Works the same in another process."""
+
+    def prompt(self, asked: Asked, chain: Chain) -> Prompt:
+        """Return the prompt that ``chain`` was made of."""
+
     def keys(self, kind: str, asked: Asked) -> Prompt:
-        """Return the prompt's keys, whatever it takes."""
+        """Return the prompt of ``chain``, whatever it takes."""
 
     def keys_now(self, kind: str, asked: Asked) -> Prompt | None:
         """Return the prompt's keys if that takes about a millisecond, else None."""
@@ -71,14 +88,23 @@ class BytePrompts:
         self._bytes_per_token: dict[str, float] = {}
         self._seeds: dict[tuple[str, str | None], int] = {}
 
-    def keys(self, kind: str, asked: Asked) -> Prompt:  # noqa: ARG002 - all is in ``asked``
-        """Return the keys of the full blocks of the prompt's canonical bytes."""
+    def keys(self, kind: str, asked: Asked) -> Prompt:
+        """Return the prompt: see ``chain``."""
+        return self.prompt(asked, self.chain(kind, asked))
+
+    def prompt(self, asked: Asked, chain: Chain) -> Prompt:
+        """Return the prompt, its tokens estimated by what was learned of the model."""
+        rate = self._bytes_per_token.get(asked.model, _FIRST_GUESS)
+        return Prompt(chain.keys, int(chain.size / rate) + 1, self._block_bytes / rate)
+
+    def chain(self, kind: str, asked: Asked) -> Chain:  # noqa: ARG002 - all is in ``asked``
+        """Return the keys of the full blocks of the prompt's canonical bytes, and the number of bytes."""
         data = canonical(asked)
         model = asked.model
         seed = self._seeds.get((model, asked.cache_salt))
         if seed is None:
             seed = self._new_seed(model, asked.cache_salt)
-        size = len(data)
+        size = min(len(data), MOST_BLOCKS * self._block_bytes)
         key, digest, spans = seed, xxh3_64_intdigest, self._spans
         keys: list[BlockKey] = []
         span = self._block_bytes * _SPAN
@@ -91,8 +117,7 @@ class BytePrompts:
             key = known[-1]
             begin = end
         keys += self._chain(data[begin : size - size % self._block_bytes], key)
-        rate = self._bytes_per_token.get(model, _FIRST_GUESS)
-        return Prompt(keys, int(size / rate) + 1, self._block_bytes / rate)
+        return Chain(keys, len(data))
 
     keys_now = keys
 
@@ -180,6 +205,12 @@ def _extras(message: Message) -> bytes:
 def _text(prompt: str | list[Any]) -> bytes:
     if isinstance(prompt, str):
         return prompt.encode("utf-8", "surrogatepass")
-    if all(isinstance(token, int) for token in prompt):
+    kinds = set(map(type, prompt))
+    if kinds <= {int, bool}:
+        if kinds == {int}:
+            try:
+                return msgspec.json.encode(prompt)[1:-1] + b","
+            except OverflowError:
+                pass  # beyond 64 bits
         return b"".join([b"%d," % token for token in prompt])
     return b"\x01".join([_text(p) if isinstance(p, str) else msgspec.json.encode(p) for p in prompt])

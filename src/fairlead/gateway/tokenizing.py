@@ -23,7 +23,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from fairlead.core.keys import Digest, seed_key, token_keys
-from fairlead.gateway.prompt import Prompt, canonical
+from fairlead.gateway.prompt import MOST_BLOCKS, Chain, Prompt, canonical
 from fairlead.gateway.wire import Asked, ChatAsked, CompletionAsked, Message
 
 if TYPE_CHECKING:
@@ -136,6 +136,15 @@ class TokenPrompts:
         if self._cuts is not None and not self._cuts_agree():
             self._cuts = None
 
+    def chain(self, kind: str, asked: Asked) -> Chain:
+        """Return the prompt's keys and tokens, whatever it takes."""
+        prompt = self.keys(kind, asked)
+        return Chain(prompt.keys, prompt.prompt_tokens)
+
+    def prompt(self, asked: Asked, chain: Chain) -> Prompt:  # noqa: ARG002 - nothing is estimated
+        """Return the prompt."""
+        return Prompt(chain.keys, chain.size, float(self.block_tokens))
+
     def keys(self, kind: str, asked: Asked) -> Prompt:
         """Return the prompt's keys, whatever it takes. A prompt that cannot be told has none."""
         try:
@@ -183,6 +192,7 @@ class TokenPrompts:
         # An engine computes at least the last token, and reuses whole blocks only: one that ends with
         # the prompt is never a hit.
         reusable = tokens if len(tokens) % self.block_tokens else tokens[:-1]
+        reusable = reusable[: MOST_BLOCKS * self.block_tokens]
         base = self.adapters.get(asked.model)
         lora = asked.model if base is not None else ""
         seed = seed_key(asked.model if base is None else base, lora, asked.cache_salt or "")
