@@ -37,7 +37,7 @@ def make(routing: str, workers: int, blocks: int) -> Dispatcher:
         Settings(queue_timeout_us=0),
     )
     for w in range(workers):
-        d.step(ev.WorkerUp(0, f"w{w}", Limits(sequences=10**6, kv_tokens=40 * blocks * 16, queue=10**6)))
+        d.step(ev.WorkerUp(0, f"w{w}", Limits(max_num_seqs=10**6, kv_tokens=40 * blocks * 16, queue=10**6)))
     rid = -1
     for w in range(workers):
         share = 1 + w % 8

@@ -38,7 +38,7 @@ class Arm(NamedTuple):
 
 
 AT_ONCE = "--engine-ordering"
-CREDIT = ("--worker-sequences", str(SEQUENCES))
+CREDIT = ("--worker-max-num-seqs", str(SEQUENCES))
 FLEET, WORKER = (f"dlpm:quantum={QUANTUM}{more}" for more in ("", ",scope=worker"))
 D2LPM = f"d2lpm:quantum={ROUTER_QUANTUM}"
 ARMS = {

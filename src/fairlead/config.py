@@ -21,6 +21,8 @@ ENV_PREFIX = "FAIRLEAD_"
 OTHERS = frozenset({"CONFIG", "PURE", "CACHE", "DATA", "COMPILE", "STEP_LOG", "TORCH_INDEX"})
 """Variables of that prefix that are no options but belong to other commands, builds and tests. Those of
 plugins inside engines begin with ``PLUGIN_``."""
+RENAMED = {"worker_sequences": "worker_max_num_seqs"}
+"""Options that had another name in an earlier version: an error says the new one."""
 KEY_PREFIX = "sha256:"
 DEFAULT_CLIENT = "default"
 ENGINES_POLICY = "d2lpm"
@@ -104,7 +106,7 @@ class Config:
     health_timeout_secs: float = _option(3.0, "longest wait for a health check's answer", 0.01)
     health_failures: int = _option(2, "failed checks in a row that take a worker out", 1)
 
-    worker_sequences: int = _option(256, "most requests in a worker's batch, unless it reports its own", 1)
+    worker_max_num_seqs: int = _option(256, "most sequences in a worker's batch, unless it says so", 1)
     worker_kv_tokens: int = _option(0, "tokens of a worker's KV pool; 0 asks the worker", 0)
     worker_queue: int = _option(10_000, "requests that may wait here for one worker", 1)
     load_interval_secs: float = _option(1.0, "time between readings of a worker's own load figures", 0.01)
@@ -161,11 +163,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, nargs="+", action="extend", metavar="VALUE", help=text)
         else:
             parser.add_argument(flag, metavar="VALUE", help=text)
+    for name in RENAMED:
+        parser.add_argument("--" + name.replace("_", "-"), nargs="*", help=argparse.SUPPRESS)
 
 
 def from_args(args: argparse.Namespace, environ: Mapping[str, str]) -> Config:
     """Resolve the configuration from parsed flags. Raises ``ConfigError``."""
     flags = {name: getattr(args, name) for name in OPTIONS if getattr(args, name, None) is not None}
+    for old, new in RENAMED.items():
+        if getattr(args, old, None) is not None:
+            before, now = (f"--{name.replace('_', '-')}" for name in (old, new))
+            raise ConfigError(f"unknown option '{before}'; it is called '{now}' now")
     path = args.config if args.config is not None else environ.get(ENV_PREFIX + "CONFIG")
     return resolve(read_file(path) if path else {}, environ, flags)
 
@@ -223,7 +231,7 @@ def _hashed(entry: str) -> str:
 
 def _known(key: str, valid: Mapping[str, object], shown: str = "") -> str:
     if key not in valid:
-        hint = nearest(key, [*valid, "clients"]) or f" (valid: {', '.join(valid)})"
+        hint = nearest(key, [*valid, "clients"], RENAMED) or f" (valid: {', '.join(valid)})"
         raise ConfigError(f"unknown option '{shown or key}'{hint}")
     return key
 

@@ -90,7 +90,7 @@ class Driver:
             self.running[command.rid] = (request, command.worker)
             if self.most_running:
                 on_it = [r.sequences for r, w in self.running.values() if w == command.worker]
-                limit = self.limits[command.worker].sequences
+                limit = self.limits[command.worker].max_num_seqs
                 assert sum(on_it) <= limit or len(on_it) == 1, "more sequences than its capacity"
             assert command.attempt <= self.d.settings.max_attempts + self.refusals[command.rid]
             assert self.held.get(command.worker, 0) <= self.now, "sent to a worker that has just refused"
@@ -144,7 +144,7 @@ class Driver:
             self.rng.randrange(1, 5), self.rng.choice([300, 1000, 100_000]), self.rng.choice([2, 50])
         )
         self.limits[name] = Limits(
-            max(limits.sequences, sum(r.sequences for r, w in self.running.values() if w == name)),
+            max(limits.max_num_seqs, sum(r.sequences for r, w in self.running.values() if w == name)),
             *limits[1:],
         )
         self.down.discard(name)

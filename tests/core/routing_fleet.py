@@ -27,7 +27,7 @@ class PlainFleet:
         self.kv_running = [0] * n
         self.kv_cached = [0] * n
         self.kv_tokens = [500_000] * n
-        self.sequences = [256] * n
+        self.max_num_seqs = [256] * n
         self.context = [0] * n
         self.mean_output = 125.0
         self.hit_rate = [0.0] * n

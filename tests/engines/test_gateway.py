@@ -25,7 +25,7 @@ from tests.engines.servers import (
 from tests.engines.talk import FIXED, NO_STOP, ask, assistant, at_once, complete, system, user, words
 
 TOKENS = ("--tokenizer", str(MODEL_FOLDER), "--block-tokens", str(BLOCK_TOKENS))
-CREDIT = ("--worker-sequences", str(SEQUENCES))
+CREDIT = ("--worker-max-num-seqs", str(SEQUENCES))
 
 
 def exact_everywhere(one: Gateway) -> bool:

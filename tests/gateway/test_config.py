@@ -36,6 +36,11 @@ def test_flags_win_over_environment_over_file(tmp_path):
     assert parse(environ={"FAIRLEAD_CONFIG": str(file)}).port == 1
 
 
+def test_a_flag_of_an_earlier_version_says_its_new_name():
+    with pytest.raises(ConfigError, match=r"'--worker-sequences'; it is called '--worker-max-num-seqs' now"):
+        parse("--worker-sequences", "4")
+
+
 def test_lists_and_switches_in_every_source():
     urls = ("http://a:1", "http://b:2")
     assert parse("--worker-urls", *urls).worker_urls == urls
@@ -56,6 +61,7 @@ def test_where_engines_order_the_paper_s_router_is_the_default():
 BAD = {
     "option 'order' is for queues of the gateway's own": {"engine_ordering": True, "order": "dlpm"},
     "unknown option 'prot'; did you mean 'port'?": {"prot": 1},
+    "unknown option 'worker_sequences'; it is called 'worker_max_num_seqs' now": {"worker_sequences": 1},
     "unknown option 'zzz' (valid: host, port": {"zzz": 1},
     "option 'port' takes a whole number, not '80'": {"port": "80"},
     "option 'port' must be at least 0": {"port": -1},

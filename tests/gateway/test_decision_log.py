@@ -101,7 +101,7 @@ def test_invariant_6_live_decisions_replay_identically(tmp_path: Path, policy: s
 
     async def main() -> None:
         engines = [engine(0), engine(1), engine(2)]
-        options = {"policy": policy, "seed": 7, "worker_sequences": 3, "health_failures": 1}
+        options = {"policy": policy, "seed": 7, "worker_max_num_seqs": 3, "health_failures": 1}
         options |= {"engine_ordering": True} if order == "by the engines" else {"order": order}
         file = {"decision_log": str(path), "decision_log_max_bytes": 2**16, "decision_log_files": 50}
         async with serving(*engines, file={**file, "clients": CLIENTS}, **options) as served:

@@ -88,7 +88,7 @@ def test_sglang_is_told_the_client_in_a_header():
 def test_nothing_waits_here_however_much_a_worker_has():
     async def main():
         worker = MockWorker(answer(delay=0.2))
-        limits = {"worker_sequences": 2, "worker_kv_tokens": 100}
+        limits = {"worker_max_num_seqs": 2, "worker_kv_tokens": 100}
         async with serving(worker, engine_ordering=True, **limits) as served:
             worker.waiting = 8
             asks = [asyncio.ensure_future(served.post(chat(content="x" * 500))) for _ in range(10)]

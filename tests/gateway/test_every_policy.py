@@ -17,7 +17,7 @@ PAIRS = [(policy, "dlpm") for policy in POLICIES.names()] + [
 def test_a_policy_serves_by_its_name(policy: str, order: str) -> None:
     async def main() -> None:
         workers = [MockWorker(answer(delay=0.01)) for _ in range(2)]
-        async with serving(*workers, policy=policy, order=order, worker_sequences=2) as served:
+        async with serving(*workers, policy=policy, order=order, worker_max_num_seqs=2) as served:
             bodies = [chat(content=f"{n % 3}" * 200, stream=n % 2 == 0) for n in range(12)]
             answers = await asyncio.gather(*[served.post(body) for body in bodies])
             assert [a[0] for a in answers] == [200] * 12

@@ -381,7 +381,7 @@ def test_a_client_that_leaves_once_it_has_all_is_settled_and_not_cancelled():
 def test_a_client_that_leaves_the_queue_never_reaches_a_worker():
     async def main():
         worker = MockWorker(answer(delay=0.2))
-        async with serving(worker, worker_sequences=1) as served:
+        async with serving(worker, worker_max_num_seqs=1) as served:
             first = asyncio.ensure_future(served.post(chat()))
             await asyncio.sleep(0.05)
             waiting = Notes(served, chat(content="second"))
@@ -401,7 +401,7 @@ def test_a_client_that_leaves_the_queue_never_reaches_a_worker():
 def test_a_full_queue_is_429_and_a_long_wait_503_both_with_retry_after():
     async def main():
         worker = MockWorker(answer(delay=0.6))
-        async with serving(worker, worker_sequences=1, queue_size=1, queue_timeout_secs=0.1) as served:
+        async with serving(worker, worker_max_num_seqs=1, queue_size=1, queue_timeout_secs=0.1) as served:
             first = asyncio.ensure_future(served.post(chat()))
             await asyncio.sleep(0.05)
             second = asyncio.ensure_future(served.post(chat()))
@@ -624,7 +624,7 @@ def test_models_are_the_union_of_the_workers():
 def test_draining_answers_what_was_accepted():
     async def main():
         worker = MockWorker(answer("a b", delay=0.15))
-        async with serving(worker, worker_sequences=1) as served:
+        async with serving(worker, worker_max_num_seqs=1) as served:
             pools = [Pool(served.pool.url) for _ in range(2)]
             asks = [
                 asyncio.ensure_future(p.fetch(b"POST", b"/v1/chat/completions", [], chat(stream=s)))

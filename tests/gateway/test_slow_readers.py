@@ -58,7 +58,7 @@ def test_readers_that_never_read_hold_no_worker():
 
     async def main():
         worker = MockWorker(flood(400))
-        async with serving(worker, worker_sequences=4) as served:
+        async with serving(worker, worker_max_num_seqs=4) as served:
             readers = [reader(served, chat(stream=True)) for _ in range(40)]
             await until(lambda: len(worker.asked) >= 4)
             assert (await served.post(chat(stream=True, max_tokens=1)))[0] == 200
@@ -123,7 +123,7 @@ def test_a_large_answer_that_is_no_stream_waits_in_the_worker_and_not_in_its_cap
 
     async def main():
         worker = MockWorker(behave)
-        async with serving(worker, worker_sequences=1, answer_buffer_bytes=MIB) as served:
+        async with serving(worker, worker_max_num_seqs=1, answer_buffer_bytes=MIB) as served:
             slow = reader(served, chat())
             await until(lambda: served.gateway.dispatcher.ended[State.DONE] == 1)
             assert (await served.post(chat(max_tokens=1)))[0] == 200

@@ -103,15 +103,15 @@ def test_health_checks_leave_the_counts_of_requests_alone():
 def test_credits_hold_requests_back_and_follow_the_engines_queue():
     async def main():
         worker = MockWorker(answer(delay=0.3))
-        async with serving(worker, worker_sequences=8) as served:
+        async with serving(worker, worker_max_num_seqs=8) as served:
             dispatcher = served.gateway.dispatcher
             asks = [asyncio.ensure_future(served.post(chat())) for _ in range(12)]
             await until(lambda: len(worker.asked) == 8 and dispatcher.arrived == 12)
             assert (dispatcher.fleet.running[0], dispatcher.queued) == (8, 4)
             worker.running, worker.waiting = 2, 6
-            await until(lambda: dispatcher.fleet.sequences[0] == 2)
+            await until(lambda: dispatcher.fleet.max_num_seqs[0] == 2)
             worker.running, worker.waiting = 2, 0
-            await until(lambda: dispatcher.fleet.sequences[0] > 2)
+            await until(lambda: dispatcher.fleet.max_num_seqs[0] > 2)
             assert [(await ask)[0] for ask in asks] == [200] * 12
 
     run(main)
@@ -119,9 +119,9 @@ def test_credits_hold_requests_back_and_follow_the_engines_queue():
 
 def test_limits_are_read_from_the_engine():
     async def main():
-        async with serving(MockWorker(), worker_sequences=99) as served:
+        async with serving(MockWorker(), worker_max_num_seqs=99) as served:
             fleet = served.gateway.dispatcher.fleet
-            assert (fleet.sequences[0], fleet.kv_tokens[0]) == (99, 16_000)
+            assert (fleet.max_num_seqs[0], fleet.kv_tokens[0]) == (99, 16_000)
         async with serving(MockWorker(), worker_kv_tokens=5) as served:
             assert served.gateway.dispatcher.fleet.kv_tokens[0] == 5
 

@@ -36,7 +36,7 @@ class FleetState:
         self.kv_stale: set[int] = set()
         """Slots whose KV counts changed since a policy last looked: most policies never look."""
         self.kv_tokens: list[int] = []
-        self.sequences: list[int] = []
+        self.max_num_seqs: list[int] = []
         self.queue_limit: list[int] = []
         self.context: list[int] = []
         self.mean_output = 128.0
@@ -96,7 +96,7 @@ class FleetState:
         self.up.append(False)
         for zeros in (
             self.running, self.queued, self.bs, self.pending, self._kv_used, self._kv_running,
-            self._kv_cached, self.kv_tokens, self.sequences, self.queue_limit, self.engine_waiting,
+            self._kv_cached, self.kv_tokens, self.max_num_seqs, self.queue_limit, self.engine_waiting,
             self.engine_running, self.reported_us, self._waiting_tokens, self.context,
         ):  # fmt: skip
             zeros.append(0)
@@ -113,7 +113,7 @@ class FleetState:
         self.kv_stale.discard(slot)
         self.held.discard(slot)
         for numbers in (
-            self.pending, self._kv_used, self._kv_running, self._kv_cached, self.kv_tokens, self.sequences
+            self.pending, self._kv_used, self._kv_running, self._kv_cached, self.kv_tokens, self.max_num_seqs
         ):  # fmt: skip
             numbers[slot] = 0
         self.queue_limit[slot] = self.engine_waiting[slot] = self.engine_running[slot] = 0
@@ -129,7 +129,7 @@ class FleetState:
 
     def set_limits(self, slot: int, limits: Limits) -> None:
         """Take over what the worker can hold."""
-        self.sequences[slot] = limits.sequences
+        self.max_num_seqs[slot] = limits.max_num_seqs
         self.kv_tokens[slot] = limits.kv_tokens
         self.queue_limit[slot] = limits.queue
         self.refresh()

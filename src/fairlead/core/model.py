@@ -63,10 +63,10 @@ class Costs(NamedTuple):
 class Limits(NamedTuple):
     """What one worker can take at once.
 
-    ``sequences``: sequences in a batch. ``kv_tokens``: tokens of its KV pool. ``queue``: sequences
+    ``max_num_seqs``: sequences in a batch. ``kv_tokens``: tokens of its KV pool. ``queue``: sequences
     that may wait for it at the dispatcher.
     """
 
-    sequences: int = 256
+    max_num_seqs: int = 256
     kv_tokens: int = 500_000
     queue: int = 10_000

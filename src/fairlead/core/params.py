@@ -60,8 +60,13 @@ class Values(dict[str, Value]):
         return value
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a hint such as ``; did you mean 'dlpm'?``, or nothing when no name is close."""
+def nearest(name: str, valid: Iterable[str], renamed: Mapping[str, str] | None = None) -> str:
+    """Return a hint such as ``; did you mean 'dlpm'?``, or nothing when no name is close.
+
+    ``renamed`` gives the new name of each old one.
+    """
+    if renamed and name in renamed:
+        return f"; it is called '{renamed[name]}' now"
     close = difflib.get_close_matches(name, list(valid), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 

@@ -69,7 +69,7 @@ class Worker:
         if self._forward:
             return False
         fleet, slot = self._fleet, self.slot
-        if fleet.running[slot] >= fleet.sequences[slot]:
+        if fleet.running[slot] >= fleet.max_num_seqs[slot]:
             return True
         return self._gated and self.prefilling.full
 
@@ -82,7 +82,7 @@ class Worker:
         fleet, slot = self._fleet, self.slot
         if self._forward or not fleet.running[slot]:
             return not self.held_until
-        if self.full or (sequences > 1 and fleet.running[slot] + sequences > fleet.sequences[slot]):
+        if self.full or (sequences > 1 and fleet.running[slot] + sequences > fleet.max_num_seqs[slot]):
             return False
         in_use = self._index.pinned(slot) * fleet.block_tokens + self.kv_extra
         return in_use + tokens <= fleet.kv_tokens[slot]
@@ -214,4 +214,6 @@ class Worker:
     def __repr__(self) -> str:
         fleet, slot = self._fleet, self.slot
         state = "up" if fleet.up[slot] else "down"
-        return f"{fleet.ids[slot]}:{state} {fleet.running[slot]}/{fleet.sequences[slot]}+{fleet.queued[slot]}"
+        return (
+            f"{fleet.ids[slot]}:{state} {fleet.running[slot]}/{fleet.max_num_seqs[slot]}+{fleet.queued[slot]}"
+        )

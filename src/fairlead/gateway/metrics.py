@@ -205,7 +205,7 @@ class Exposition:
         tables: list[tuple[str, str, Sequence[Any]]] = [
             ("fairlead_worker_running", "Requests sent and not ended.", fleet.running),
             ("fairlead_worker_queued", "Requests waiting here for it.", fleet.queued),
-            ("fairlead_worker_sequences", "Credit: most requests in its batch.", fleet.sequences),
+            ("fairlead_worker_sequences", "Credit: most requests in its batch.", fleet.max_num_seqs),
             ("fairlead_worker_kv_tokens", "Credit: KV tokens.", fleet.kv_tokens),
             ("fairlead_worker_kv_used_tokens", "KV tokens of assigned requests.", fleet.kv_used),
             ("fairlead_worker_pending_prefill_tokens", "Extend tokens not yet computed.", fleet.pending),

@@ -50,8 +50,8 @@ class Worker:
         self.look = asyncio.Event()
         """Set to have it checked at once."""
         self.capacity = engines.Capacity(engines.UNKNOWN)
-        self.sequences = engines.SequenceCapacity(config.worker_sequences)
-        self.limits = Limits(config.worker_sequences, config.worker_kv_tokens or _DEFAULT_KV_TOKENS)
+        self.sequences = engines.SequenceCapacity(config.worker_max_num_seqs)
+        self.limits = Limits(config.worker_max_num_seqs, config.worker_kv_tokens or _DEFAULT_KV_TOKENS)
         self.models: list[engines.Model] = []
         self.kv: KvEvents | None = None
         self.kv_task: asyncio.Task[None] | None = None
@@ -217,7 +217,7 @@ class Workers:
             "worker %s is up: %s, %d sequences, %d KV tokens, models %s",
             worker.id,
             worker.capacity.kind,
-            worker.limits.sequences,
+            worker.limits.max_num_seqs,
             worker.limits.kv_tokens,
             ", ".join(model.id for model in worker.models) or "unknown",
         )
@@ -236,7 +236,7 @@ class Workers:
 
     def _limits(self, worker: Worker) -> Limits:
         config, capacity = self._config, worker.capacity
-        ceiling = min(config.worker_sequences, capacity.sequences or config.worker_sequences)
+        ceiling = min(config.worker_max_num_seqs, capacity.sequences or config.worker_max_num_seqs)
         worker.sequences = engines.SequenceCapacity(ceiling)
         kv_tokens = config.worker_kv_tokens or capacity.kv_tokens or _DEFAULT_KV_TOKENS
         return Limits(ceiling, kv_tokens, config.worker_queue)
@@ -260,12 +260,12 @@ class Workers:
         )
         if load is None or not worker.up:
             return
-        sequences = worker.limits.sequences
+        sequences = worker.limits.max_num_seqs
         if not self._config.engine_ordering:  # else that requests wait in it is as it should be
             sequences = worker.sequences.read(load, self._running(worker.id))
-        changed = sequences != worker.limits.sequences
+        changed = sequences != worker.limits.max_num_seqs
         if changed:
-            worker.limits = worker.limits._replace(sequences=sequences)
+            worker.limits = worker.limits._replace(max_num_seqs=sequences)
         self._emit(
             ev.WorkerChanged(
                 self._now_us(), worker.id, worker.limits if changed else None, load.running, load.waiting

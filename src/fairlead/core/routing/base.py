@@ -60,7 +60,7 @@ class Fleet(Protocol):
         """Size of the KV pool in tokens."""
 
     @property
-    def sequences(self) -> Sequence[int]:
+    def max_num_seqs(self) -> Sequence[int]:
         """Most sequences in a batch."""
 
     @property

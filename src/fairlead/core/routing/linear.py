@@ -82,7 +82,7 @@ class Linear(RoutingBase):
         tokens, bs, used = columns(fleet, fleet.candidates, match.tokens, fleet.bs, fleet.kv_used)
         constant = beta + gamma
         if self._by_capacity:
-            sequences, pools = columns(fleet, fleet.candidates, fleet.sequences, fleet.kv_tokens)
+            sequences, pools = columns(fleet, fleet.candidates, fleet.max_num_seqs, fleet.kv_tokens)
             return [
                 beta * b / (n or 1) + gamma * u / (k or 1) - hit * t - constant
                 for t, b, u, n, k in zip(tokens, bs, used, sequences, pools, strict=False)
