@@ -401,7 +401,8 @@ class Flow:
             scheduler.workers.succeeded(worker)
             tap = self.tap
             if tap is not None:
-                usage, rest = tap.usage, tap.rest()
+                rest = tap.rest()  # may hold the usage
+                usage = tap.usage
             else:
                 usage = usage_of(b"".join(self.kept)) if self.kept_size <= _KEPT_BYTES else None
                 rest = b""
