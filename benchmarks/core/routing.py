@@ -25,15 +25,15 @@ Naive = Callable[[list[naive.Worker], int, int], int | None]
 
 
 def dynamo(workers: list[naive.Worker], prompt: int, last: int) -> int | None:
-    return naive.pick(workers, lambda w: ((prompt - w.matched + w.kv_used) / 16, w.bs), last)
+    return naive.pick(workers, lambda w: ((prompt - w.matched + w.kv_used) / 16, w.batch_size), last)
 
 
 def vllm(workers: list[naive.Worker], _: int, last: int) -> int | None:
-    return naive.pick(workers, lambda w: (4 * w.queued + w.bs - w.queued,), last)
+    return naive.pick(workers, lambda w: (4 * w.queued + w.batch_size - w.queued,), last)
 
 
 def least(workers: list[naive.Worker], _: int, last: int) -> int | None:
-    return naive.pick(workers, lambda w: (w.bs,), last)
+    return naive.pick(workers, lambda w: (w.batch_size,), last)
 
 
 def with_credit(*, by_product: bool) -> Naive:
@@ -54,10 +54,10 @@ NAIVE: dict[str, Naive] = {
 
 def make_fleet(size: int, rng: random.Random, full: float) -> PlainFleet:
     """A busy fleet whose prefix caches are ``full`` (share of their pools) or more."""
-    fleet = PlainFleet(size, bs=[rng.randrange(5, 60) for _ in range(size)])
-    fleet.root = [sqrt(b + 1) for b in fleet.bs]
+    fleet = PlainFleet(size, batch_size=[rng.randrange(5, 60) for _ in range(size)])
+    fleet.root = [sqrt(b + 1) for b in fleet.batch_size]
     fleet.queued = [rng.randrange(3) for _ in range(size)]
-    fleet.pending = [rng.randrange(20_000) for _ in range(size)]
+    fleet.pending_prefill_tokens = [rng.randrange(20_000) for _ in range(size)]
     fleet.kv_used = [rng.randrange(400_000) for _ in range(size)]
     fleet.kv_cached = [int(POOL * rng.uniform(full, 1)) for _ in range(size)]
     fleet.context = [4_000 * n for n in fleet.running]
@@ -108,7 +108,8 @@ def measure(
         return ours, float("nan")
     workers = [
         naive.Worker(
-            s, fleet.bs[s], fleet.queued[s], fleet.pending[s], fleet.kv_used[s], fleet.kv_cached[s], POOL,
+            s, fleet.batch_size[s], fleet.queued[s], fleet.pending_prefill_tokens[s], fleet.kv_used[s],
+            fleet.kv_cached[s], POOL,
             fleet.context[s], fleet.hit_rate[s], requests[0][1].tokens[s], s in set(fleet.candidates),
         )
         for s in range(size)

@@ -13,16 +13,16 @@ from fairlead.core.routing.base import Match, RoutingBase, RoutingContext
 
 
 class PlainFleet:
-    """``n`` idle workers called w0, w1, ...; set what a test needs. ``bs`` counts as running."""
+    """``n`` idle workers called w0, w1, ...; set what a test needs. ``batch_size`` counts as running."""
 
-    def __init__(self, n: int, *, bs: Sequence[int] | None = None, **lists: Sequence[float]) -> None:
+    def __init__(self, n: int, *, batch_size: Sequence[int] | None = None, **lists: Sequence[float]) -> None:
         self.ids = [f"w{i}" for i in range(n)]
         self.candidates = list(range(n))
-        self.bs = list(bs or [0] * n)
-        self.running = list(self.bs)
-        self.root = [sqrt(b + 1) for b in self.bs]
+        self.batch_size = list(batch_size or [0] * n)
+        self.running = list(self.batch_size)
+        self.root = [sqrt(b + 1) for b in self.batch_size]
         self.queued = [0] * n
-        self.pending = [0] * n
+        self.pending_prefill_tokens = [0] * n
         self.kv_used = [0] * n
         self.kv_running = [0] * n
         self.kv_cached = [0] * n

@@ -14,9 +14,9 @@ from math import sqrt
 @dataclass
 class Worker:
     slot: int
-    bs: int = 0
+    batch_size: int = 0
     queued: int = 0
-    pending: int = 0
+    pending_prefill_tokens: int = 0
     kv_used: int = 0
     kv_cached: int = 0
     kv_tokens: int = 500_000
@@ -34,11 +34,11 @@ def pick(workers: list[Worker], key: Callable[[Worker], tuple[float, ...]], last
 
 
 def lmetric_score(worker: Worker, prompt: int) -> float:
-    return max(1, worker.pending + prompt - worker.matched) * (worker.bs + 1)
+    return max(1, worker.pending_prefill_tokens + prompt - worker.matched) * (worker.batch_size + 1)
 
 
 def lmetric(workers: list[Worker], prompt: int, last: int) -> int | None:
-    return pick(workers, lambda w: (lmetric_score(w, prompt), w.bs, w.kv_used), last)
+    return pick(workers, lambda w: (lmetric_score(w, prompt), w.batch_size, w.kv_used), last)
 
 
 def marginal_score(worker: Worker, prompt: int) -> float:
@@ -48,12 +48,15 @@ def marginal_score(worker: Worker, prompt: int) -> float:
     evicting = min(extend, max(0, worker.kv_cached + extend - worker.kv_tokens))
     overflow = max(0, worker.kv_used + extend - worker.kv_tokens)
     return (
-        worker.pending + overflow + reading + (extend + 2 * worker.hit_rate * evicting) * sqrt(worker.bs + 1)
+        worker.pending_prefill_tokens
+        + overflow
+        + reading
+        + (extend + 2 * worker.hit_rate * evicting) * sqrt(worker.batch_size + 1)
     )
 
 
 def marginal(workers: list[Worker], prompt: int, last: int) -> int | None:
-    return pick(workers, lambda w: (marginal_score(w, prompt), w.bs, w.kv_used), last)
+    return pick(workers, lambda w: (marginal_score(w, prompt), w.batch_size, w.kv_used), last)
 
 
 class D2lpm:
@@ -79,8 +82,8 @@ class D2lpm:
 
         def key(w: Worker) -> tuple[float, ...]:
             if self.by_product:
-                return (w.slot not in slots, lmetric_score(w, prompt), w.bs, w.kv_used)
-            return (w.slot not in slots, w.queued, w.bs)
+                return (w.slot not in slots, lmetric_score(w, prompt), w.batch_size, w.kv_used)
+            return (w.slot not in slots, w.queued, w.batch_size)
 
         return pick(workers, key, last)
 

@@ -89,11 +89,11 @@ class World:
 
     def load(self, slot, n, prompt, extend):
         fleet = self.fleet
-        fleet.bs[slot] += n
+        fleet.batch_size[slot] += n
         fleet.running[slot] += n
-        fleet.root[slot] = sqrt(fleet.bs[slot] + 1)
+        fleet.root[slot] = sqrt(fleet.batch_size[slot] + 1)
         fleet.kv_used[slot] += n * prompt
-        fleet.pending[slot] += n * extend
+        fleet.pending_prefill_tokens[slot] += n * extend
 
     def end(self):
         if self.running:

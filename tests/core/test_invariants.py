@@ -63,7 +63,7 @@ def test_invariant_10_every_request_ends_once_when_the_world_drains(seed: int) -
     assert driver.d.arrived == sum(driver.d.ended.values()) == driver.rid
     assert driver.d.index.assigned(driver.d.fleet.slots["w1"]) == 0
     assert all(a.outstanding == 0 for a in driver.d.ledger.accounts.values())
-    assert all(p == 0 for p in driver.d.fleet.pending)
+    assert all(p == 0 for p in driver.d.fleet.pending_prefill_tokens)
 
 
 def test_invariant_2_ledger_equals_what_was_reported_delivered() -> None:

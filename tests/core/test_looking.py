@@ -20,7 +20,7 @@ class Watched(Dispatcher):
     def step(self, event: ev.Event) -> list[Command]:
         commands = super().step(event)
         fleet = self.fleet
-        for values in (fleet.kv_used, fleet.kv_cached, fleet.hit_rate, fleet.pending):
+        for values in (fleet.kv_used, fleet.kv_cached, fleet.hit_rate, fleet.pending_prefill_tokens):
             assert len(values) == len(fleet.ids)
         for slot in fleet.slots.values():
             # What was counted once is what counting again gives: nothing changed unmarked.

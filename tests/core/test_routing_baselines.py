@@ -32,26 +32,26 @@ def test_round_robin_passes_no_turn_for_a_decision_that_came_to_nothing():
 
 
 def test_least_requests_takes_the_smallest_batch_and_rotates_ties():
-    fleet, least = PlainFleet(4, bs=[5, 2, 7, 2]), policy("least_requests")
+    fleet, least = PlainFleet(4, batch_size=[5, 2, 7, 2]), policy("least_requests")
     assert [place(least, fleet, request(), match(fleet)) for _ in range(3)] == [1, 3, 1]
 
 
 def test_scores_are_a_copy_that_later_changes_of_the_fleet_do_not_touch():
     for name in ("least_requests", "vllm_score", "cache_aware"):
-        fleet = PlainFleet(2, bs=[3, 4])
+        fleet = PlainFleet(2, batch_size=[3, 4])
         choice = policy(name).choose(request(), match(fleet), fleet, 0)
-        fleet.bs[0] = fleet.running[0] = 99
+        fleet.batch_size[0] = fleet.running[0] = 99
         assert list(choice.scores) == [3, 4], name
 
 
 def test_power_of_two_never_takes_the_worse_of_two_workers():
-    fleet, p2c = PlainFleet(2, bs=[3, 1]), policy("power_of_two")
+    fleet, p2c = PlainFleet(2, batch_size=[3, 1]), policy("power_of_two")
     assert {place(p2c, fleet, request(), match(fleet)) for _ in range(50)} == {1}
 
 
 def test_power_of_two_shares_as_the_definition_says():
     """Of loads 0 < 1 < 2 < 3 the pairs pick 3, 2, 1 and 0 in six: the busiest never."""
-    fleet, p2c = PlainFleet(4, bs=[0, 1, 2, 3]), policy("power_of_two")
+    fleet, p2c = PlainFleet(4, batch_size=[0, 1, 2, 3]), policy("power_of_two")
     counts = Counter(place(p2c, fleet, request(), match(fleet)) for _ in range(6_000))
     assert counts[3] == 0
     for slot, expected in ((0, 3_000), (1, 2_000), (2, 1_000)):
@@ -74,7 +74,7 @@ class TestSessionAffinity:
         return {s: fleet.ids[chosen(affinity, fleet, request(session=s), match(fleet))] for s in SESSIONS}
 
     def test_a_session_stays_and_load_is_even(self):
-        fleet = PlainFleet(8, bs=[9, 0, 3, 1, 5, 0, 0, 2])
+        fleet = PlainFleet(8, batch_size=[9, 0, 3, 1, 5, 0, 0, 2])
         owners = self.owners(policy("session_affinity"), fleet)
         assert owners == self.owners(policy("session_affinity", seed=9), fleet)
         assert all(150 < n < 380 for n in Counter(owners.values()).values())
@@ -136,20 +136,20 @@ class TestSessionAffinity:
 
 class TestCacheAware:
     def test_even_fleet_and_long_match_goes_to_the_least_loaded_of_all_holders(self):
-        fleet = PlainFleet(4, bs=[0, 9, 4, 6])
+        fleet = PlainFleet(4, batch_size=[0, 9, 4, 6])
         m = match(fleet, [0, 500, 0, 500])
         choice = policy("cache_aware").choose(request(1_000), m, fleet, 0)
         assert (choice.slot, choice.branch) == (3, "cache_aware: hit")
 
     def test_a_match_at_the_threshold_is_a_miss(self):
         """300 / 1000 is not above 0.3."""
-        fleet = PlainFleet(2, bs=[1, 0])
+        fleet = PlainFleet(2, batch_size=[1, 0])
         choice = policy("cache_aware").choose(request(1_000), match(fleet, [300, 0]), fleet, 0)
         assert (choice.slot, choice.branch) == (1, "cache_aware: miss")
         assert chosen(policy("cache_aware"), fleet, request(1_000), match(fleet, [301, 0])) == 0
 
     @pytest.mark.parametrize(
-        ("bs", "branch"),
+        ("batch_size", "branch"),
         [
             ([64, 0], "cache_aware: hit"),  # 64 is not more than 64
             ([65, 0], "cache_aware: imbalanced"),  # 65 > 64 and 65 > 0
@@ -157,31 +157,31 @@ class TestCacheAware:
             ([201, 134], "cache_aware: hit"),  # 67 > 64, but 201 is not more than 201
         ],
     )
-    def test_the_gate_needs_both_the_difference_and_the_ratio(self, bs, branch):
-        fleet = PlainFleet(2, bs=bs)
+    def test_the_gate_needs_both_the_difference_and_the_ratio(self, batch_size, branch):
+        fleet = PlainFleet(2, batch_size=batch_size)
         choice = policy("cache_aware").choose(request(1_000), match(fleet, [900, 0]), fleet, 0)
         assert choice.branch == branch
         assert choice.slot == (1 if branch.endswith("imbalanced") else 0)
 
     def test_a_miss_goes_to_the_least_loaded_and_not_to_the_first(self):
-        fleet, aware = PlainFleet(3, bs=[1, 0, 0]), policy("cache_aware")
+        fleet, aware = PlainFleet(3, batch_size=[1, 0, 0]), policy("cache_aware")
         assert [place(aware, fleet, request(), match(fleet)) for _ in range(3)] == [1, 2, 1]
 
 
 class TestVllmScore:
     def test_waiting_counts_four_times(self):
         """4*1 + 2 = 6 against 5 running."""
-        fleet = PlainFleet(2, bs=[3, 5], queued=[1, 0], running=[2, 5])
+        fleet = PlainFleet(2, batch_size=[3, 5], queued=[1, 0], running=[2, 5])
         choice = policy("vllm_score").choose(request(), match(fleet), fleet, 0)
         assert (choice.slot, list(choice.scores)) == (1, [6, 5])
 
     def test_of_what_was_sent_the_reported_part_is_waiting(self):
         """8 sent of which 3 wait inside: 4*3 + 5 = 17; a report of more than was sent is cut to it."""
-        fleet = PlainFleet(2, bs=[8, 2], engine_waiting=[3, 9], reported_us=[10, 10])
+        fleet = PlainFleet(2, batch_size=[8, 2], engine_waiting=[3, 9], reported_us=[10, 10])
         assert list(policy("vllm_score").choose(request(), match(fleet), fleet, 20).scores) == [17, 8]
 
     def test_an_old_report_is_not_used(self):
-        fleet = PlainFleet(2, bs=[8, 9], engine_waiting=[3, 3], reported_us=[0, 1_000_000])
+        fleet = PlainFleet(2, batch_size=[8, 9], engine_waiting=[3, 3], reported_us=[0, 1_000_000])
         vllm = policy("vllm_score", max_age_s=2)
         assert list(vllm.choose(request(), match(fleet), fleet, 2_000_001).scores) == [8, 18]
 
@@ -198,7 +198,7 @@ class TestLinear:
 
     def test_production_scales_by_the_largest_of_the_fleet(self):
         """w0: .7*.5 + .15*(1-1) + .15*(1-.5) = .425; w1: 0 + .15*(1-.5) + .15*(1-1) = .075."""
-        fleet = PlainFleet(2, bs=[8, 4], kv_used=[500, 1_000])
+        fleet = PlainFleet(2, batch_size=[8, 4], kv_used=[500, 1_000])
         choice = policy("linear", preset="production").choose(
             request(1_000), match(fleet, [500, 0]), fleet, 0
         )
@@ -207,7 +207,7 @@ class TestLinear:
 
     def test_production_scales_by_capacity(self):
         """w0: .7*.1 + .15*(1-.5) + .15*(1-.5) = .22; w1: 0 + .15 + .15 = .3."""
-        fleet = PlainFleet(2, bs=[128, 0], kv_used=[250_000, 0])
+        fleet = PlainFleet(2, batch_size=[128, 0], kv_used=[250_000, 0])
         linear = policy("linear", preset="production", scale="capacity")
         choice = linear.choose(request(1_000), match(fleet, [100, 0]), fleet, 0)
         assert choice.slot == 1
@@ -226,7 +226,7 @@ class TestLinear:
         assert [-s for s in choice.scores] == pytest.approx([4, 4])
 
     def test_ties_go_to_the_smaller_batch_then_rotate(self):
-        fleet, linear = PlainFleet(3, bs=[2, 1, 1]), policy("linear")
+        fleet, linear = PlainFleet(3, batch_size=[2, 1, 1]), policy("linear")
         assert [place(linear, fleet, request(), match(fleet)) for _ in range(3)] == [1, 2, 1]
 
     def test_a_weight_of_another_preset_is_an_error_that_lists_the_valid_ones(self):

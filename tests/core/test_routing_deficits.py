@@ -50,7 +50,7 @@ def test_the_whole_prompt_is_charged_if_asked():
 
 def test_among_equals_the_least_queued_then_the_smallest_batch_then_rotation():
     d2lpm = policy("d2lpm")
-    fleet = PlainFleet(3, bs=[1, 5, 9], queued=[1, 0, 0])
+    fleet = PlainFleet(3, batch_size=[1, 5, 9], queued=[1, 0, 0])
     assert chosen(d2lpm, fleet, request(), match(fleet, [500, 500, 500])) == 1
     fleet = PlainFleet(3)
     assert [place(d2lpm, fleet, request(), match(fleet)) for _ in range(4)] == [0, 1, 2, 0]
@@ -143,7 +143,7 @@ def test_accounts_are_bounded(monkeypatch):
 
 def test_fair_lmetric_takes_the_least_product_where_there_is_credit():
     """w0 400*1, w1 1000*1, w2 (100+1000)*1; after w0 is spent, w1 is the least with credit."""
-    fleet, fair = PlainFleet(3, pending=[0, 0, 100]), policy("fair_lmetric", quantum=300)
+    fleet, fair = PlainFleet(3, pending_prefill_tokens=[0, 0, 100]), policy("fair_lmetric", quantum=300)
     m = match(fleet, [600, 0, 0])
     choice = fair.choose(request(1_000), m, fleet, 0)
     assert (choice.slot, list(choice.scores)) == (0, [400, 1_000, 1_100])

@@ -9,19 +9,19 @@ SECOND = 1_000_000
 
 def test_the_product_of_prefill_to_wait_for_and_batch_size():
     """w0: (500+1000-800)*4 = 2800; w1: (0+1000)*3 = 3000; w2: (2000+1000-1000+1)*1 = 2001."""
-    fleet = PlainFleet(3, bs=[3, 2, 0], pending=[500, 0, 2_000])
+    fleet = PlainFleet(3, batch_size=[3, 2, 0], pending_prefill_tokens=[500, 0, 2_000])
     choice = policy("lmetric").choose(request(1_000), match(fleet, [800, 0, 999]), fleet, 0)
     assert (choice.slot, list(choice.scores)) == (2, [2_800, 3_000, 2_001])
 
 
 def test_a_full_hit_does_not_make_the_batch_size_free():
     """A hit leaves one token to compute: 1*6 = 6 against 1*3 = 3."""
-    fleet = PlainFleet(2, bs=[5, 2])
+    fleet = PlainFleet(2, batch_size=[5, 2])
     assert chosen(policy("lmetric"), fleet, request(1_000), match(fleet, [999, 999])) == 1
 
 
 def test_the_first_factor_is_at_least_one():
-    fleet = PlainFleet(2, bs=[5, 2])
+    fleet = PlainFleet(2, batch_size=[5, 2])
     choice = policy("lmetric").choose(request(0), match(fleet), fleet, 0)
     assert (choice.slot, list(choice.scores)) == (1, [6, 3])
 
@@ -29,7 +29,7 @@ def test_the_first_factor_is_at_least_one():
 def test_ties_go_to_the_smaller_batch_then_to_fewer_tokens_then_rotate():
     """600*2 = 400*3 = 300*4 = 1200 everywhere."""
     lmetric = policy("lmetric")
-    fleet = PlainFleet(3, bs=[2, 1, 3], pending=[300, 500, 200])
+    fleet = PlainFleet(3, batch_size=[2, 1, 3], pending_prefill_tokens=[300, 500, 200])
     assert place(lmetric, fleet, request(100), match(fleet)) == 1
     fleet = PlainFleet(4, kv_used=[9, 5, 7, 5])
     assert [place(lmetric, fleet, request(100), match(fleet)) for _ in range(3)] == [3, 1, 3]
@@ -39,7 +39,7 @@ class Traffic:
     """A class of requests that w0 alone caches, and others that nobody does; w1..w3 are busier."""
 
     def __init__(self, **given):
-        self.fleet = PlainFleet(4, bs=[0, 9, 9, 9])
+        self.fleet = PlainFleet(4, batch_size=[0, 9, 9, 9])
         self.lmetric = policy("lmetric", **given)
         self.cached = [800, 0, 0, 0]
         self.rid = 0
@@ -96,10 +96,10 @@ def test_detector_stops_once_there_are_enough_holders_for_the_share():
 def test_a_request_that_scores_better_elsewhere_ends_the_run():
     traffic = Traffic()
     assert traffic.hot() == 0
-    traffic.fleet.bs[0] = 99
-    traffic.fleet.bs[1] = 0
+    traffic.fleet.batch_size[0] = 99
+    traffic.fleet.batch_size[1] = 0
     assert traffic.hot() == 1  # 200*100 against 1000*1: better elsewhere, so the run starts anew
-    traffic.fleet.bs[:2] = [0, 9]
+    traffic.fleet.batch_size[:2] = [0, 9]
     # Two holders now: four bad signs are needed.
     assert [traffic.hot() for _ in range(4)] == [0, 0, 0, 0]
     assert traffic.hot() in (2, 3)

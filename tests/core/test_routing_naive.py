@@ -24,9 +24,9 @@ def fleets(draw):
     return [
         naive.Worker(
             slot,
-            bs=draw(small),
+            batch_size=draw(small),
             queued=draw(st.integers(0, 1)),
-            pending=100 * draw(small),
+            pending_prefill_tokens=100 * draw(small),
             kv_used=500 * draw(small),
             kv_cached=500 * draw(small),
             kv_tokens=draw(st.sampled_from([1_000, 1_300, 500_000])),
@@ -41,9 +41,18 @@ def fleets(draw):
 
 def plain(workers):
     fleet = PlainFleet(len(workers))
-    for name in ("bs", "queued", "pending", "kv_used", "kv_cached", "kv_tokens", "context", "hit_rate"):
+    for name in (
+        "batch_size",
+        "queued",
+        "pending_prefill_tokens",
+        "kv_used",
+        "kv_cached",
+        "kv_tokens",
+        "context",
+        "hit_rate",
+    ):
         setattr(fleet, name, [getattr(w, name) for w in workers])
-    fleet.root = [sqrt(b + 1) for b in fleet.bs]
+    fleet.root = [sqrt(b + 1) for b in fleet.batch_size]
     fleet.candidates = [w.slot for w in workers if w.candidate]
     return fleet, match(fleet, [w.matched for w in workers])
 
@@ -77,7 +86,11 @@ def test_a_history_of_deficits_is_that_of_the_algorithm(name, seed):
     workers = [naive.Worker(slot) for slot in range(size)]
     for rid in range(150):
         for w in workers:
-            w.bs, w.queued, w.pending = rng.randrange(3), rng.randrange(2), 50 * rng.randrange(3)
+            w.batch_size, w.queued, w.pending_prefill_tokens = (
+                rng.randrange(3),
+                rng.randrange(2),
+                50 * rng.randrange(3),
+            )
             w.matched = rng.choice([0, 0, 60, 99])
         client, last = rng.choice(["ann", "bob", "cyd"]), tested.last
         fleet, m = plain(workers)

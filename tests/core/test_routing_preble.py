@@ -83,7 +83,7 @@ class TestReplicate:
         preble = policy("preble", **{**PLAIN, "rebalance_after": 10_000, **given})
         fleet, branches = PlainFleet(3), []
         for rid, (second, pending) in enumerate(waits):
-            fleet.pending[0] = pending
+            fleet.pending_prefill_tokens[0] = pending
             req, m, now = request(1_000, rid=rid), match(fleet, [800, 0, 0]), second * SECOND
             choice = preble.choose(req, m, fleet, now)
             branches.append((choice.branch, choice.slot))
@@ -112,7 +112,7 @@ def test_two_holders_need_no_third():
     preble = policy("preble", **{**PLAIN, "rebalance_after": 10_000})
     fleet = PlainFleet(3)
     for rid, (second, pending) in enumerate([(0, 100), (90, 900), (91, 900)]):
-        fleet.pending[:2] = [pending, pending]
+        fleet.pending_prefill_tokens[:2] = [pending, pending]
         m = match(fleet, [800, 800, 0])
         assert preble.choose(request(rid=rid), m, fleet, second * SECOND).branch == "preble: exploit"
         place(preble, fleet, request(rid=rid), m, second * SECOND)

@@ -33,10 +33,10 @@ def test_a_request_counts_as_its_sequences_in_the_batch() -> None:
     d = one_worker(sequences=8)
     assert arrive(d, 1, 3) == [1]
     assert arrive(d, 2, 5) == [2]
-    assert d.fleet.running == d.fleet.bs == [8]
+    assert d.fleet.running == d.fleet.batch_size == [8]
     assert arrive(d, 3, 1) == []
     assert sent(d, ev.Finished(1, 2)) == [3]
-    assert (d.fleet.running, d.fleet.bs, d.running) == ([4], [4], 2)
+    assert (d.fleet.running, d.fleet.batch_size, d.running) == ([4], [4], 2)
 
 
 def test_what_does_not_fit_waits_for_room_and_is_not_bypassed() -> None:

@@ -227,9 +227,9 @@ class Dispatcher:
     def _begin_answer(self, rid: RequestId, out: list[Command]) -> None:
         job = self._job(rid)
         job.move("first_token")
-        if job.pending:
+        if job.pending_prefill_tokens:
             worker = self.workers[job.slot]
-            worker.prefilling.computed(job.pending, self.now)
+            worker.prefilling.computed(job.pending_prefill_tokens, self.now)
             worker.computed(job)
             if self.fleet.waiting:  # there may be capacity for more prefill now
                 self._pump(worker, out)
@@ -578,7 +578,7 @@ class Dispatcher:
 
     def _free_if_empty(self, worker: Worker) -> None:
         slot = worker.slot
-        if self.fleet.bs[slot]:
+        if self.fleet.batch_size[slot]:
             return
         worker.leaving = False
         self.index.drop(slot)
@@ -683,8 +683,13 @@ class Dispatcher:
         prefilling = worker.prefilling
         while (rid := prefilling.due(self.now)) is not None:
             job = self.jobs.get(rid)
-            if job is not None and job.slot == worker.slot and job.state is State.RUNNING and job.pending:
-                prefilling.gone(job.pending)
+            if (
+                job is not None
+                and job.slot == worker.slot
+                and job.state is State.RUNNING
+                and job.pending_prefill_tokens
+            ):
+                prefilling.gone(job.pending_prefill_tokens)
                 worker.computed(job)
                 if self.fleet.waiting:
                     self._pump(worker, out)

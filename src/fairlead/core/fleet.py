@@ -27,9 +27,9 @@ class FleetState:
         self.candidate_bitmap = 0
         self.running: list[int] = []
         self.queued: list[int] = []
-        self.bs: list[int] = []
+        self.batch_size: list[int] = []
         self.root: list[float] = []
-        self.pending: list[int] = []
+        self.pending_prefill_tokens: list[int] = []
         self._kv_used: list[int] = []
         self._kv_running: list[int] = []
         self._kv_cached: list[int] = []
@@ -95,9 +95,9 @@ class FleetState:
         self.ids.append("")
         self.up.append(False)
         for zeros in (
-            self.running, self.queued, self.bs, self.pending, self._kv_used, self._kv_running,
-            self._kv_cached, self.kv_tokens, self.max_num_seqs, self.queue_limit, self.engine_waiting,
-            self.engine_running, self.reported_us, self._waiting_tokens, self.context,
+            self.running, self.queued, self.batch_size, self.pending_prefill_tokens, self._kv_used,
+            self._kv_running, self._kv_cached, self.kv_tokens, self.max_num_seqs, self.queue_limit,
+            self.engine_waiting, self.engine_running, self.reported_us, self._waiting_tokens, self.context,
         ):  # fmt: skip
             zeros.append(0)
         self.hit_rate.append(0.0)
@@ -106,14 +106,15 @@ class FleetState:
 
     def leave(self, slot: int) -> None:
         """Free the slot of a worker that has nothing queued or running."""
-        assert not self.bs[slot], f"worker {self.ids[slot]} leaves with requests"
+        assert not self.batch_size[slot], f"worker {self.ids[slot]} leaves with requests"
         del self.slots[self.ids[slot]]
         self.ids[slot] = ""
         self.up[slot] = False
         self.kv_stale.discard(slot)
         self.held.discard(slot)
         for numbers in (
-            self.pending, self._kv_used, self._kv_running, self._kv_cached, self.kv_tokens, self.max_num_seqs
+            self.pending_prefill_tokens, self._kv_used, self._kv_running, self._kv_cached, self.kv_tokens,
+            self.max_num_seqs,
         ):  # fmt: skip
             numbers[slot] = 0
         self.queue_limit[slot] = self.engine_waiting[slot] = self.engine_running[slot] = 0
@@ -143,8 +144,8 @@ class FleetState:
         """So many sequences more, or fewer, wait for the worker."""
         before = self.queued[slot]
         self.queued[slot] = after = before + change
-        self.bs[slot] = bs = self.bs[slot] + change
-        self.root[slot] = _ROOTS[bs] if bs < 4096 else sqrt(bs + 1)
+        self.batch_size[slot] = size = self.batch_size[slot] + change
+        self.root[slot] = _ROOTS[size] if size < 4096 else sqrt(size + 1)
         limit = self.queue_limit[slot]
         if (before < limit) is not (after < limit):
             self.refresh()
@@ -188,8 +189,8 @@ class FleetState:
     def begin(self, slot: int, sequences: int) -> None:
         """A request of so many sequences runs that never waited."""
         self.running[slot] += sequences
-        self.bs[slot] = bs = self.bs[slot] + sequences
-        self.root[slot] = _ROOTS[bs] if bs < 4096 else sqrt(bs + 1)
+        self.batch_size[slot] = size = self.batch_size[slot] + sequences
+        self.root[slot] = _ROOTS[size] if size < 4096 else sqrt(size + 1)
 
     def start(self, slot: int, sequences: int) -> None:
         """A request goes from waiting to running: the batch size stays."""
@@ -202,8 +203,8 @@ class FleetState:
     def end(self, slot: int, sequences: int) -> None:
         """A running request ended."""
         self.running[slot] -= sequences
-        self.bs[slot] = bs = self.bs[slot] - sequences
-        self.root[slot] = _ROOTS[bs] if bs < 4096 else sqrt(bs + 1)
+        self.batch_size[slot] = size = self.batch_size[slot] - sequences
+        self.root[slot] = _ROOTS[size] if size < 4096 else sqrt(size + 1)
 
     def refresh(self) -> None:
         """Find the candidates again. O(slots), on changes of health and of a full queue only."""

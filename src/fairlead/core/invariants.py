@@ -67,12 +67,16 @@ def _check_worker(dispatcher: "Dispatcher", worker: Worker, jobs: list[Job]) -> 
     sent = [job for job in jobs if job.state is not State.QUEUED]
     assert len(queue) == len(jobs) - len(sent), f"{name}: queue length differs"
     assert fleet.running[slot] == _sequences(sent), f"{name}: sequences that run differ"
-    assert fleet.bs[slot] == fleet.queued[slot] + fleet.running[slot] == _sequences(jobs), (
+    assert fleet.batch_size[slot] == fleet.queued[slot] + fleet.running[slot] == _sequences(jobs), (
         f"{name}: batch size differs"
     )
-    assert fleet.pending[slot] == sum(job.pending for job in jobs), f"{name}: pending prefill differs"
-    under_way = sum(job.pending for job in sent)
-    assert fleet.pending[slot] - fleet.waiting_tokens(slot) == under_way, f"{name}: tokens that wait differ"
+    assert fleet.pending_prefill_tokens[slot] == sum(job.pending_prefill_tokens for job in jobs), (
+        f"{name}: pending prefill differs"
+    )
+    under_way = sum(job.pending_prefill_tokens for job in sent)
+    assert fleet.pending_prefill_tokens[slot] - fleet.waiting_tokens(slot) == under_way, (
+        f"{name}: tokens that wait differ"
+    )
     assert worker.prefilling.tokens == under_way, f"{name}: prefill under way differs"
     assert worker.kv_extra == sum(job.kv_extra for job in jobs), f"{name}: KV books differ"
     prompts = sum(job.request.prompt_tokens for job in sent)

@@ -15,7 +15,7 @@ class Job(Waiting):
 
     __slots__ = (
         "account", "attempts", "candidates", "choice", "claim", "deadline", "decoded", "expected", "extend",
-        "hit_tokens", "kv_extra", "pending", "refusals", "sequences", "slot", "state", "tried",
+        "hit_tokens", "kv_extra", "pending_prefill_tokens", "refusals", "sequences", "slot", "state", "tried",
     )  # fmt: skip
 
     account: Account
@@ -35,7 +35,7 @@ class Job(Waiting):
         """Prompt tokens predicted to be cached: at routing, then again at admission."""
         self.extend = 0
         """Extend tokens as last told to the routing policy; once running, as charged."""
-        self.pending = 0
+        self.pending_prefill_tokens = 0
         """Extend tokens of this request counted in the worker's pending prefill."""
         self.kv_extra = 0
         """KV tokens beside its blocks: the tail of the prompt and the output."""

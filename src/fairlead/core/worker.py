@@ -117,15 +117,15 @@ class Worker:
         request, slot = job.request, self.slot
         job.slot = slot
         job.hit_tokens = matched
-        job.extend = job.pending = extend = request.prompt_tokens - matched
+        job.extend = job.pending_prefill_tokens = extend = request.prompt_tokens - matched
         job.claim = self._index.claim(slot, request.keys)
-        self._fleet.pending[slot] += extend
+        self._fleet.pending_prefill_tokens[slot] += extend
 
     def enqueue(self, job: Job) -> None:
         """Put an assigned request into the queue."""
         fleet, slot, keys = self._fleet, self.slot, job.request.keys
         fleet.add_queued(slot, job.sequences)
-        fleet.waits(slot, job.client, job.sequences, job.pending)
+        fleet.waits(slot, job.client, job.sequences, job.pending_prefill_tokens)
         self.queue.push(job, self._index.ready(slot, keys) if self._tracked else 0)
         fleet.kv_stale.add(slot)
 
@@ -134,12 +134,12 @@ class Worker:
         fleet, slot = self._fleet, self.slot
         assert job.claim is not None
         self.queue.discard(job)
-        fleet.waits_no_more(slot, job.client, job.sequences, job.pending)
+        fleet.waits_no_more(slot, job.client, job.sequences, job.pending_prefill_tokens)
         if self.head is job:
             self.head = None
         self._index.abandon(job.claim)
-        fleet.pending[slot] -= job.pending
-        job.pending = 0
+        fleet.pending_prefill_tokens[slot] -= job.pending_prefill_tokens
+        job.pending_prefill_tokens = 0
         fleet.add_queued(slot, -job.sequences)
         fleet.kv_stale.add(slot)
 
@@ -151,7 +151,7 @@ class Worker:
         self.head = None
         self.queue.discard(job)
         fleet.start(slot, job.sequences)
-        fleet.waits_no_more(slot, job.client, job.sequences, job.pending)
+        fleet.waits_no_more(slot, job.client, job.sequences, job.pending_prefill_tokens)
 
     def start(self, job: Job, now: int) -> int:
         """Count an assigned request among those that run, with what is cached now.
@@ -165,8 +165,8 @@ class Worker:
         extend = prompt - matched
         change = extend - job.extend
         if change:
-            fleet.pending[slot] += extend - job.pending
-            job.extend = job.pending = extend
+            fleet.pending_prefill_tokens[slot] += extend - job.pending_prefill_tokens
+            job.extend = job.pending_prefill_tokens = extend
             job.hit_tokens = matched
         job.move("dispatch")
         job.attempts += 1
@@ -184,8 +184,8 @@ class Worker:
 
     def computed(self, job: Job) -> None:
         """Count the prompt of a request that runs as computed."""
-        self._fleet.pending[self.slot] -= job.pending
-        job.pending = 0
+        self._fleet.pending_prefill_tokens[self.slot] -= job.pending_prefill_tokens
+        job.pending_prefill_tokens = 0
 
     def outgrown(self, job: Job, tokens: int) -> None:
         """Count output tokens of a request beyond what room was kept for; negative takes back."""
@@ -201,10 +201,10 @@ class Worker:
             self._index.end(job.claim)
         else:
             self._index.abandon(job.claim)
-        if job.pending:
-            self.prefilling.gone(job.pending)
-            fleet.pending[slot] -= job.pending
-            job.pending = 0
+        if job.pending_prefill_tokens:
+            self.prefilling.gone(job.pending_prefill_tokens)
+            fleet.pending_prefill_tokens[slot] -= job.pending_prefill_tokens
+            job.pending_prefill_tokens = 0
         self.kv_extra -= job.kv_extra
         job.kv_extra = 0
         fleet.context[slot] -= job.request.prompt_tokens

@@ -208,7 +208,11 @@ class Exposition:
             ("fairlead_worker_sequences", "Credit: most requests in its batch.", fleet.max_num_seqs),
             ("fairlead_worker_kv_tokens", "Credit: KV tokens.", fleet.kv_tokens),
             ("fairlead_worker_kv_used_tokens", "KV tokens of assigned requests.", fleet.kv_used),
-            ("fairlead_worker_pending_prefill_tokens", "Extend tokens not yet computed.", fleet.pending),
+            (
+                "fairlead_worker_pending_prefill_tokens",
+                "Extend tokens not yet computed.",
+                fleet.pending_prefill_tokens,
+            ),
             ("fairlead_worker_hit_rate_predicted", "Recent share of prompt tokens.", fleet.hit_rate),
             ("fairlead_worker_engine_running", "As the engine reports.", fleet.engine_running),
             ("fairlead_worker_engine_waiting", "As the engine reports.", fleet.engine_waiting),

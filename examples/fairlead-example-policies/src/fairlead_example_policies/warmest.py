@@ -15,7 +15,7 @@ class Warmest(fairlead.RoutingBase):
         self, request: fairlead.Request, match: fairlead.Match, fleet: fairlead.Fleet, now: int
     ) -> fairlead.Choice:
         """Score each candidate: minus its match, or infinity where the batch is too large."""
-        batch = fleet.bs
+        batch = fleet.batch_size
         most = min(batch[slot] for slot in fleet.candidates) + self.values.integer("slack")
         scores = [
             -float(match.tokens[slot]) if batch[slot] <= most else float("inf") for slot in fleet.candidates

@@ -32,15 +32,15 @@ class Fleet(Protocol):
         """Sequences of the requests that wait for the worker at the dispatcher."""
 
     @property
-    def bs(self) -> Sequence[int]:
+    def batch_size(self) -> Sequence[int]:
         """Batch size: ``running`` + ``queued``."""
 
     @property
     def root(self) -> Sequence[float]:
-        """sqrt(bs + 1), kept current so that a decision over many workers need not compute it."""
+        """sqrt(batch size + 1), kept current so that a decision over many workers need not compute it."""
 
     @property
-    def pending(self) -> Sequence[int]:
+    def pending_prefill_tokens(self) -> Sequence[int]:
         """Pending prefill: extend tokens assigned to the worker and not yet computed."""
 
     @property
@@ -88,7 +88,7 @@ class Fleet(Protocol):
         """Sequences of the requests that wait for any worker: the sum of ``queued``."""
 
     def waiting_tokens(self, slot: int) -> int:
-        """Return the part of ``pending`` that belongs to requests that wait at the dispatcher."""
+        """Return which of ``pending_prefill_tokens`` are of requests that wait at the dispatcher."""
 
     def ahead(self, slot: int, client: ClientId, sequences: int, tokens: int) -> tuple[int, int]:
         """Return sequences waiting for the worker, and their extend tokens, that would go before others.

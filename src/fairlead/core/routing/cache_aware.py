@@ -39,15 +39,15 @@ class CacheAware(RoutingBase):
     def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Check the gate, then the threshold."""
         slots = fleet.candidates
-        (bs,) = columns(fleet, slots, fleet.bs)
-        low, high = min(bs), max(bs)
+        (sizes,) = columns(fleet, slots, fleet.batch_size)
+        low, high = min(sizes), max(sizes)
         if high - low > self._abs and high > self._rel * low:
             branch = "cache_aware: imbalanced"
         elif match.best > self._threshold * request.prompt_tokens:
             holders = match.holders
-            slot = least(holders, [fleet.bs[s] for s in holders], self.last)
+            slot = least(holders, [fleet.batch_size[s] for s in holders], self.last)
             return Choice(slot, branch="cache_aware: hit")
         else:
             branch = "cache_aware: miss"
-        scores = list(bs)
+        scores = list(sizes)
         return Choice(least(slots, scores, self.last), scores, branch)

@@ -93,10 +93,10 @@ class D2lpm(DeficitRouting):
                 eligible = [s for s in slots if s not in spent]
                 branch = "d2lpm: no holder with credit"
             among = eligible
-        return Choice(_least_queued(among, fleet.queued, fleet.bs, self.last), branch=branch)
+        return Choice(_least_queued(among, fleet.queued, fleet.batch_size, self.last), branch=branch)
 
 
-def _least_queued(among: Sequence[int], queued: Sequence[int], bs: Sequence[int], last: int) -> int:
+def _least_queued(among: Sequence[int], queued: Sequence[int], sizes: Sequence[int], last: int) -> int:
     """Return the slot with the fewest waiting, then the smallest batch, then the next after ``last``.
 
     What ``scan.least`` does, in one pass: ties are the rule here, and holders few.
@@ -104,7 +104,7 @@ def _least_queued(among: Sequence[int], queued: Sequence[int], bs: Sequence[int]
     best = -1
     waiting = batch = 0
     for s in among:
-        q, b = queued[s], bs[s]
+        q, b = queued[s], sizes[s]
         if best < 0 or q < waiting or (q == waiting and b < batch):
             best, waiting, batch = s, q, b
         elif q == waiting and b == batch and best <= last < s:

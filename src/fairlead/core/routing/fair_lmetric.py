@@ -29,4 +29,4 @@ class FairLMetric(DeficitRouting):
                 scores[s] = inf
         elif spent:
             scores = [inf if s in spent else score for s, score in zip(slots, scores, strict=False)]
-        return Choice(least(slots, scores, self.last, fleet.bs, fleet.kv_used), scores)
+        return Choice(least(slots, scores, self.last, fleet.batch_size, fleet.kv_used), scores)

@@ -15,6 +15,6 @@ class LeastRequests(RoutingBase):
     def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:  # noqa: ARG002 - one interface
         """Pick the candidate of the smallest batch."""
         slots = fleet.candidates
-        (bs,) = columns(fleet, slots, fleet.bs)
-        scores = list(bs)
+        (sizes,) = columns(fleet, slots, fleet.batch_size)
+        scores = list(sizes)
         return Choice(least(slots, scores, self.last), scores)

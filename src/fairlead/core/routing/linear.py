@@ -18,7 +18,7 @@ class Linear(RoutingBase):
     """Adds up what a worker caches of the prompt and how busy it is, each with a weight.
 
     ``dynamo``      overlap_weight * (prompt - matched) / block + KV blocks in use; least wins.
-    ``production``  alpha * hit + beta * (1 - bs / max) + gamma * (1 - tokens / max); most wins.
+    ``production``  alpha * hit + beta * (1 - batch size / max) + gamma * (1 - tokens / max); most wins.
                     ``scale`` says what max is: the largest among the candidates, or what the worker
                     can hold (the sources leave it open).
     ``llm-d``       prefix_weight * hit + queue_weight * q + kv_weight * (1 - KV in use), with
@@ -68,7 +68,7 @@ class Linear(RoutingBase):
         """Pick the best score."""
         slots = fleet.candidates
         scores = self._scores(request, match, fleet)
-        return Choice(least(slots, scores, self.last, fleet.bs), scores, self._branch)
+        return Choice(least(slots, scores, self.last, fleet.batch_size), scores, self._branch)
 
     def _dynamo(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
         prompt, block = request.prompt_tokens, request.block_tokens
@@ -79,16 +79,18 @@ class Linear(RoutingBase):
     def _production(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
         alpha, beta, gamma = self._weights
         hit = alpha / max(1, request.prompt_tokens)
-        tokens, bs, used = columns(fleet, fleet.candidates, match.tokens, fleet.bs, fleet.kv_used)
+        tokens, sizes, used = columns(fleet, fleet.candidates, match.tokens, fleet.batch_size, fleet.kv_used)
         constant = beta + gamma
         if self._by_capacity:
             sequences, pools = columns(fleet, fleet.candidates, fleet.max_num_seqs, fleet.kv_tokens)
             return [
                 beta * b / (n or 1) + gamma * u / (k or 1) - hit * t - constant
-                for t, b, u, n, k in zip(tokens, bs, used, sequences, pools, strict=False)
+                for t, b, u, n, k in zip(tokens, sizes, used, sequences, pools, strict=False)
             ]
-        beta, gamma = beta / (max(bs) or 1), gamma / (max(used) or 1)
-        return [beta * b + gamma * u - hit * t - constant for t, b, u in zip(tokens, bs, used, strict=False)]
+        beta, gamma = beta / (max(sizes) or 1), gamma / (max(used) or 1)
+        return [
+            beta * b + gamma * u - hit * t - constant for t, b, u in zip(tokens, sizes, used, strict=False)
+        ]
 
     def _llm_d(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
         prefix, queue, kv = self._weights

@@ -12,16 +12,20 @@ from fairlead.core.routing.scan import columns, least
 
 
 def products(request: Request, match: Match, fleet: Fleet) -> list[float]:
-    """Return (pending prefill + prompt - matched) * (bs + 1) of each candidate.
+    """Return (pending prefill + prompt - matched) * (batch size + 1) of each candidate.
 
     The first factor is at least 1: with 0 a full hit would win whatever the batch size, and herd.
     """
     prompt = request.prompt_tokens
-    tokens, pending, bs = columns(fleet, fleet.candidates, match.tokens, fleet.pending, fleet.bs)
-    scores: list[float] = [(p + prompt - t) * (b + 1) for t, p, b in zip(tokens, pending, bs, strict=False)]
+    tokens, pending, sizes = columns(
+        fleet, fleet.candidates, match.tokens, fleet.pending_prefill_tokens, fleet.batch_size
+    )
+    scores: list[float] = [
+        (p + prompt - t) * (b + 1) for t, p, b in zip(tokens, pending, sizes, strict=False)
+    ]
     # A match leaves a token to compute, so the floor matters for a prompt of none only: test once.
     if min(scores) <= 0:
-        scores = [max(1, p + prompt - t) * (b + 1) for t, p, b in zip(tokens, pending, bs, strict=False)]
+        scores = [max(1, p + prompt - t) * (b + 1) for t, p, b in zip(tokens, pending, sizes, strict=False)]
     return scores
 
 
@@ -55,9 +59,9 @@ class LMetric(RoutingBase):
         if self._detector:
             others = self._others(request, match, slots, scores, now)
             if others:
-                slot = least(slots, others, self.last, fleet.bs, fleet.kv_used)
+                slot = least(slots, others, self.last, fleet.batch_size, fleet.kv_used)
                 return Choice(slot, others, "lmetric: hotspot")
-        return Choice(least(slots, scores, self.last, fleet.bs, fleet.kv_used), scores)
+        return Choice(least(slots, scores, self.last, fleet.batch_size, fleet.kv_used), scores)
 
     def _others(
         self, request: Request, match: Match, slots: Sequence[int], scores: list[float], now: int

@@ -12,7 +12,7 @@ one (1/400 to 1/2,000 in the measured profiles), and a fifth of that, since it d
 
 
 class Marginal(RoutingBase):
-    """Least P + X + o*A/5000 + (e + 2*h*s) * sqrt(bs + 1), in tokens of prefill.
+    """Least P + X + o*A/5000 + (e + 2*h*s) * sqrt(batch size + 1), in tokens of prefill.
 
     P  pending prefill that goes before it: the request waits for that, and slows nobody else by it.
     X  KV tokens beyond the pool if the request came too: work that would have to wait or be redone.
@@ -22,8 +22,8 @@ class Marginal(RoutingBase):
     s  the part of e whose blocks must evict cached ones; h the worker's recent hit rate, so that
        2*h*s is what eviction costs later.
 
-    P, X and bs count what was sent to the worker and, of what waits for it, what would go before this
-    request (``Fleet.ahead``): where clients are served in turns, the long queue of another client costs
+    P, X and the batch size count what was sent to the worker and, of what waits for it, what would go before
+    this request (``Fleet.ahead``): where clients are served in turns, the long queue of another client costs
     this one next to nothing, and must not drive it from one worker to the next.
 
     What a request adds to the KV in use is taken as e: the blocks that it matches are counted as in
@@ -42,10 +42,10 @@ class Marginal(RoutingBase):
         slots = fleet.candidates
         if fleet.waiting:
             scores = self._behind_others(request, match, fleet)
-            return Choice(least(slots, scores, self.last, fleet.bs, fleet.kv_used), scores)
+            return Choice(least(slots, scores, self.last, fleet.batch_size, fleet.kv_used), scores)
         prompt, reads = request.prompt_tokens, _reads(request, fleet)
         tokens, pending, context, root, pools, used, cached, hits = columns(
-            fleet, slots, match.tokens, fleet.pending, fleet.context, fleet.root,
+            fleet, slots, match.tokens, fleet.pending_prefill_tokens, fleet.context, fleet.root,
             fleet.kv_tokens, fleet.kv_used, fleet.kv_cached, fleet.hit_rate,
         )  # fmt: skip
         # Both loops are the hot path: e fits beside what is cached, or e - free of it must evict
@@ -59,13 +59,13 @@ class Marginal(RoutingBase):
                 score + over if (over := u + prompt - t - k) > 0 else score
                 for score, t, u, k in zip(scores, tokens, used, pools, strict=False)
             ]
-        return Choice(least(slots, scores, self.last, fleet.bs, fleet.kv_used), scores)
+        return Choice(least(slots, scores, self.last, fleet.batch_size, fleet.kv_used), scores)
 
     def _behind_others(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
         """Score every candidate where requests wait: some of them go first."""
         prompt, client = request.prompt_tokens, request.client
         scores, reads, context = [], _reads(request, fleet), fleet.context
-        running, pending, pools = fleet.running, fleet.pending, fleet.kv_tokens
+        running, pending, pools = fleet.running, fleet.pending_prefill_tokens, fleet.kv_tokens
         used, cached, hits = fleet.kv_running, fleet.kv_cached, fleet.hit_rate
         for s in fleet.candidates:
             extend = prompt - match.tokens[s]

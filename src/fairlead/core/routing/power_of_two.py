@@ -19,4 +19,4 @@ class PowerOfTwo(RoutingBase):
             return Choice(slots[0])
         i, j = int(draw() * count), int(draw() * (count - 1))
         first, second = slots[i], slots[j + (j >= i)]
-        return Choice(second if fleet.bs[second] < fleet.bs[first] else first)
+        return Choice(second if fleet.batch_size[second] < fleet.batch_size[first] else first)

@@ -125,11 +125,11 @@ class Preble(RoutingBase):
                 scores = self._costs(request, match, fleet, slots, loads)
                 scores[at[slot]] = inf
                 return Choice(self._cheapest(slots, scores, fleet), scores, "preble: replicate")
-            self._noted = (request.rid, key, self._prefill * fleet.pending[slot])
+            self._noted = (request.rid, key, self._prefill * fleet.pending_prefill_tokens[slot])
         return Choice(slot, branch="preble: exploit")
 
     def _cheapest(self, slots: Sequence[int], costs: Sequence[float], fleet: Fleet) -> int:
-        return least(slots, costs, self.last, fleet.bs, fleet.kv_used)
+        return least(slots, costs, self.last, fleet.batch_size, fleet.kv_used)
 
     def _loads(self, fleet: Fleet) -> list[float]:
         """L of each candidate, microseconds."""
