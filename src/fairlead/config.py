@@ -8,12 +8,16 @@ An unknown or ill-typed option is a ``ConfigError`` that names the key and what 
 import argparse
 import hashlib
 import ipaddress
+import reprlib
 import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, get_args, get_origin
+
+import msgspec
 
 from fairlead.core.params import SWITCH_WORDS, nearest
 
@@ -253,43 +257,37 @@ def _show(value: object) -> str:
 
 
 def _value(option: Field[Any], given: object, where: str, *, strict: bool) -> object:
-    """Return ``given`` as the option's type. Texts stand for numbers and switches unless ``strict``."""
+    """Return ``given`` as the option's type. Unless ``strict``, texts stand for any type."""
     kind = option.type
-    value: object = None
-    if get_origin(kind) is tuple:
-        value = _texts(given, strict=strict)
-    elif kind is bool:
-        value = given if isinstance(given, bool) else None
-        if isinstance(given, str) and not strict:
-            value = SWITCH_WORDS.get(given.lower())
-    elif kind is str:
-        value = given if isinstance(given, str) else None
-    elif not isinstance(given, bool) and isinstance(given, (int, float) if strict else (int, float, str)):
-        value = _number(given, whole=kind is int)
+    if isinstance(given, str) and not strict:
+        if kind is bool:
+            given = SWITCH_WORDS.get(given.lower(), given)
+        elif get_origin(kind) is tuple:
+            given = given.replace(",", " ").split()
+    value = _convert(given, kind, strict=strict)
     if value is None:
-        raise ConfigError(f"option '{option.name}' takes {_takes(option)}, not {given!r}{where}")
+        raise ConfigError(f"option '{option.name}' takes {_takes(option)}, not {_shortened(given)}{where}")
     low = option.metadata["low"]
-    if low is not None and isinstance(value, (int, float)) and not value >= low:
-        raise ConfigError(f"option '{option.name}' must be at least {low:g}, not {given!r}{where}")
+    if low is not None and value < low:
+        raise ConfigError(f"option '{option.name}' must be at least {low:g}, not {_shortened(given)}{where}")
     return value
 
 
-def _texts(given: object, *, strict: bool) -> tuple[str, ...] | None:
-    if isinstance(given, str):
-        return None if strict else tuple(given.replace(",", " ").split())
-    if isinstance(given, list) and all(isinstance(item, str) for item in given):
-        return tuple(given)
-    return None
-
-
-def _number(given: float | str, *, whole: bool) -> int | float | None:
+def _convert(given: object, kind: Any, *, strict: bool = True) -> Any:
+    """Return ``given`` as ``kind``; None if it is none, or a number that is not finite."""
     try:
-        number = float(given)
-        if not whole:
-            return number if number == number and abs(number) != float("inf") else None  # noqa: PLR0124 - not NaN
-        return int(given) if isinstance(given, str) or number.is_integer() else None
-    except (ValueError, OverflowError):
+        value = msgspec.convert(given, kind, strict=strict)
+    except (msgspec.ValidationError, OverflowError, ValueError):
         return None
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _shortened(given: object) -> str:
+    """Return what was given as a message may show it: numbers and texts can have thousands of digits."""
+    try:
+        return reprlib.repr(given)
+    except ValueError:  # Python refuses to write out integers that large
+        return "such a large number"
 
 
 def _takes(option: Field[Any]) -> str:
@@ -312,13 +310,14 @@ def _clients(given: object) -> Mapping[str, ClientConfig]:
                     f"unknown option 'clients.{name}.{key}'{nearest(key, ['weight', 'api_keys'])}"
                     " (valid: weight, api_keys)"
                 )
-        weight = table.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-            raise ConfigError(f"option 'clients.{name}.weight' takes a number above 0, not {weight!r}")
-        keys = _texts(table.get("api_keys", []), strict=True)
+        weight = _convert(table.get("weight", 1.0), float)
+        if weight is None or weight <= 0:
+            given_weight = _shortened(table["weight"])
+            raise ConfigError(f"option 'clients.{name}.weight' takes a number above 0, not {given_weight}")
+        keys = _convert(table.get("api_keys", []), tuple[str, ...])
         if keys is None:
             raise ConfigError(f"option 'clients.{name}.api_keys' takes a list of texts")
-        found[name] = ClientConfig(float(weight), tuple(hash_key(key) for key in keys))
+        found[name] = ClientConfig(weight, tuple(hash_key(key) for key in keys))
     return types.MappingProxyType(found)
 
 
@@ -335,7 +334,7 @@ def _checked(config: Config) -> Config:
         except ValueError as error:
             raise ConfigError(f"option 'trusted_proxies': {error}") from None
     for status in config.retry_statuses:
-        if not (status.isdigit() and 400 <= int(status) <= 599):
+        if not (status.isascii() and status.isdigit() and 400 <= int(status) <= 599):
             raise ConfigError(f"option 'retry_statuses' takes codes from 400 to 599, not {status!r}")
     if config.log_level not in {"debug", "info", "warning", "error"}:
         raise ConfigError(f"option 'log_level' takes debug, info, warning or error, not {config.log_level!r}")
