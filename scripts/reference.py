@@ -91,8 +91,9 @@ def _of(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _row(action: argparse.Action) -> str:
-    """Return the table's row of one argument; empty for ``--help`` and lists of sub-commands."""
-    if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):  # noqa: SLF001
+    """Return the table's row of one argument; empty for ``--help``, hidden ones and lists of sub-commands."""
+    hidden = action.help == argparse.SUPPRESS
+    if hidden or isinstance(action, argparse._HelpAction | argparse._SubParsersAction):  # noqa: SLF001
         return ""
     shown = action.metavar or ("" if action.nargs == 0 else action.dest.upper())
     if action.choices and not action.metavar:

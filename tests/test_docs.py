@@ -124,6 +124,8 @@ def test_commands_in_documents_parse(document: str, line: str) -> None:
     assert name in COMMANDS, f"{document}: {line}"
     parser = argparse.ArgumentParser()
     importlib.import_module(COMMANDS[name].module).add_arguments(parser)
+    former = {f for a in parser._actions if a.help == argparse.SUPPRESS for f in a.option_strings}
+    assert not former & set(rest), f"{document}: {line}: an option's former name"
     try:
         parser.parse_args(rest)
     except SystemExit as end:  # argparse's only way to say it, also with exit_on_error=False

@@ -57,75 +57,85 @@ class Config:
     host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all interfaces")
     port: int = _option(8080, "port to listen on; 0 takes a free one", 0)
     worker_urls: tuple[str, ...] = _option(
-        (), "engines, such as http://a:8000; none starts two embedded ones"
+        (), "addresses of the engines, such as http://a:8000; without any, two embedded engines are started"
     )
-    policy: str = _option("marginal", "which worker: a routing policy, as name or name:key=value,...")
-    order: str = _option("dlpm", "who goes next: an ordering policy, as name or name:key=value,...")
+    policy: str = _option("marginal", "routing policy, decides which worker: name or name:key=value,...")
+    order: str = _option("dlpm", "ordering policy, decides who goes next: name or name:key=value,...")
     engine_ordering: bool = _option(
         False,
-        "send requests at once: the engines order them, by fairlead's plugin in each; then there is no"
-        f" 'order' here, and 'policy' is {ENGINES_POLICY} if not given",
+        "send requests at once; fairlead's plugin in each engine orders them. Then 'order' is refused, and"
+        f" 'policy' is {ENGINES_POLICY} unless given",
     )
     seed: int = _option(0, "seed of the policies' random streams")
 
     api_key: tuple[str, ...] = _option(
-        (), "keys that clients must send, as KEY or NAME=KEY; given as sha256:HEX or in plain (kept hashed)"
+        (), "keys that clients must send, as KEY or NAME=KEY; KEY in plain or as sha256:HEX; kept hashed"
     )
     trusted_proxies: tuple[str, ...] = _option(
-        (), "networks (CIDR) whose header x-llm-d-inference-fairness-id or x-fairlead-client names the client"
+        (), "networks (CIDR) of proxies whose x-llm-d-inference-fairness-id or x-fairlead-client is believed"
     )
-    use_body_user: bool = _option(False, "take the body's 'user' for the client when nothing better names it")
+    use_body_user: bool = _option(False, "take the body's 'user' for the client, if nothing else names it")
     worker_api_key: str = _option(
-        "", "key to send to the engines; without it and without keys of our own the client's is passed on"
+        "", "key to send to the engines; if there is none, and clients need no keys, theirs is passed on"
     )
 
-    queue_size: int = _option(10_000, "requests that may wait here in all; beyond: 429", 0)
-    queue_timeout_secs: float = _option(60.0, "longest wait for a worker; beyond: 503. 0 waits for ever", 0)
+    queue_size: int = _option(10_000, "most requests that may wait in all; more are refused with 429", 0)
+    queue_timeout_secs: float = _option(60.0, "longest wait for a worker, then 503; 0 waits for ever", 0)
     connect_timeout_secs: float = _option(5.0, "longest wait for a connection to a worker", 0.001)
     request_timeout_secs: float = _option(
         600.0, "longest wait for the first byte of a worker's answer", 0.001
     )
     stream_timeout_secs: float = _option(300.0, "longest silence within a worker's answer", 0.001)
-    drain_timeout_secs: float = _option(30.0, "how long a shutdown waits for answers under way", 0)
-    max_body_bytes: int = _option(64 * 2**20, "largest request body; beyond: 413", 1)
+    drain_timeout_secs: float = _option(30.0, "how long a shutdown waits for running and queued requests", 0)
+    max_body_bytes: int = _option(64 * 2**20, "largest request body; a larger one is refused with 413", 1)
     answer_buffer_bytes: int = _option(
         16 * 2**20,
-        "bytes of an answer that may wait for a slow client; beyond: its stream is cut",
+        "most bytes of one answer that may wait for a slow client; beyond that it is cut off",
         65_536,
     )
     answer_buffer_total_bytes: int = _option(
         512 * 2**20,
-        "bytes that may wait for all slow clients; beyond: the furthest behind is cut",
+        "most bytes that may wait for all slow clients; beyond that the answer furthest behind is cut off",
         65_536,
     )
 
-    max_attempts: int = _option(3, "workers that one request is tried on", 1)
+    max_attempts: int = _option(3, "most workers that one request is tried on", 1)
     retry_ratio: float = _option(0.2, "retries allowed for each request that arrives", 0)
     retry_statuses: tuple[str, ...] = _option(
-        ("429", "500", "502", "503", "504"), "answers of a worker after which another one is tried"
+        ("429", "500", "502", "503", "504"), "status codes of a worker after which another worker is tried"
     )
     cb_failure_threshold: int = _option(5, "failures in a row after which a worker gets no more requests", 1)
-    cb_timeout_secs: float = _option(10.0, "how long such a worker is left alone before it is probed", 0)
+    cb_timeout_secs: float = _option(
+        10.0, "how long such a worker gets no requests before it is tried again", 0
+    )
     health_interval_secs: float = _option(5.0, "time between health checks of a worker", 0.01)
     health_timeout_secs: float = _option(3.0, "longest wait for a health check's answer", 0.01)
-    health_failures: int = _option(2, "failed checks in a row that take a worker out", 1)
+    health_failures: int = _option(2, "failed health checks in a row after which a worker is out", 1)
 
-    worker_max_num_seqs: int = _option(256, "most sequences in a worker's batch, unless it says so", 1)
-    worker_kv_tokens: int = _option(0, "tokens of a worker's KV pool; 0 asks the worker", 0)
-    worker_queue: int = _option(10_000, "requests that may wait here for one worker", 1)
+    worker_max_num_seqs: int = _option(
+        256, "most sequences in a worker's batch, unless the engine reports its own limit", 1
+    )
+    worker_kv_tokens: int = _option(0, "tokens of a worker's KV pool; 0 asks the engine", 0)
+    worker_queue: int = _option(10_000, "most requests that may wait for one worker", 1)
     load_interval_secs: float = _option(1.0, "time between readings of a worker's own load figures", 0.01)
-    ask_usage: bool = _option(True, "ask engines for usage in streams; hidden from clients that did not ask")
-    kv_events: bool = _option(True, "follow the engines' KV-cache events where offered; needs --tokenizer")
-    tokenizer: str = _option("", "folder with tokenizer.json: exact token blocks instead of bytes")
+    ask_usage: bool = _option(
+        True, "ask engines for usage in streams; clients that did not ask do not see it"
+    )
+    kv_events: bool = _option(
+        True, "follow the engines' KV-cache events where they are offered; needs 'tokenizer'"
+    )
+    tokenizer: str = _option(
+        "", "folder with tokenizer.json: prompts become the engine's token blocks instead of byte blocks"
+    )
     block_tokens: int = _option(16, "tokens in a block of the prefix index", 1)
 
-    metrics_clients: int = _option(50, "clients with metrics of their own; the others are added up", 0)
+    metrics_clients: int = _option(50, "most clients with metrics of their own; the others are added up", 0)
     log_level: str = _option("info", "debug, info, warning or error")
     decision_log: str = _option(
-        "", "file that records every event and decision, for 'fairlead verify' and simulations"
+        "", "file for every event and decision, which 'fairlead verify' and the simulator read"
     )
-    decision_log_max_bytes: int = _option(256 * 2**20, "size at which that file is rotated", 2**16)
-    decision_log_files: int = _option(4, "how many of these files are kept, the current one included", 1)
+    decision_log_max_bytes: int = _option(256 * 2**20, "size at which the decision log is rotated", 2**16)
+    decision_log_files: int = _option(4, "most files of the decision log, the current one included", 1)
 
     clients: Mapping[str, ClientConfig] = field(
         default_factory=lambda: types.MappingProxyType({}),
@@ -361,12 +371,13 @@ def reference() -> str:
     lines = [
         "# Configuration",
         "",
-        "<!-- Generated by scripts/configuration_reference.py from src/fairlead/config.py. -->",
+        "<!-- Generated by scripts/reference.py from src/fairlead/config.py. -->",
         "",
         "Every option of `fairlead serve` can be given in a TOML file (`--config FILE`, `FAIRLEAD_CONFIG`),",
-        "as an environment variable `FAIRLEAD_<NAME>`, and as a flag `--<name>`, dashes for underscores.",
-        "Flags win over variables, variables over the file. Lists in a variable are split at spaces, commas.",
-        "An unknown name, a wrong type or a value out of range stops the start with a message that names it.",
+        "as an environment variable `FAIRLEAD_<NAME>`, or as a flag `--<name>`, with dashes for underscores.",
+        "Flags win over variables, and variables over the file. In a variable, spaces or commas separate the",
+        "items of a list. An unknown name, a wrong type or a value out of range stops the start with a",
+        "message that names it.",
         "",
         "| option | type | default | meaning |",
         "|---|---|---|---|",
@@ -378,7 +389,7 @@ def reference() -> str:
         lines.append(f"| `{name}` | {kind} | {shown} | {option.metadata['help']} |")
     lines += [
         "",
-        "Clients can be described in the file only:",
+        "Clients are described in the file only:",
         "",
         "```toml",
         "[clients.alice]",

@@ -117,7 +117,7 @@ def test_every_option_has_help_and_a_flag():
 
 
 def test_the_reference_in_the_docs_is_current():
-    """After a change of options run scripts/configuration_reference.py."""
+    """After a change of options run scripts/reference.py."""
     assert (ROOT / "docs" / "configuration.md").read_text() == reference()
 
 
