@@ -22,19 +22,19 @@ COMMANDS = {
         "fairlead.demo.command", "four engines, the gateway, three clients: the difference, live"
     ),
     "verify": _Command(
-        "fairlead.simulate.verify_command", "replay a decision log: does it lead to the same decisions?"
+        "fairlead.simulate.commands.verify", "replay a decision log: does it lead to the same decisions?"
     ),
     "profile": _Command("fairlead.engine.profile_command", "engine profiles: list, show, fit, check"),
     "simulate": _Command(
-        "fairlead.simulate.command", "what a policy would do to a workload, in virtual time"
+        "fairlead.simulate.commands.simulate", "what a policy would do to a workload, in virtual time"
     ),
     "replay": _Command("fairlead.replay.command", "send a workload to a live endpoint: the same result"),
     "report": _Command("fairlead.report.command", "results as one HTML file, Markdown, or in the terminal"),
     "compare": _Command(
-        "fairlead.simulate.compare_command", "policies side by side on the same requests, with confidence"
+        "fairlead.simulate.commands.compare", "policies side by side on the same requests, with confidence"
     ),
     "experiment": _Command(
-        "fairlead.simulate.experiment_command", "the papers' claims and ours: E1 to E5, a command each"
+        "fairlead.simulate.commands.experiment", "the papers' claims and ours: E1 to E5, a command each"
     ),
     "policies": _Command("fairlead.policies", "every ordering and routing policy, its source and parameters"),
 }

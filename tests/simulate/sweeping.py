@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.simulate.settings import Settings
-from fairlead.simulate.sweep import ALL, Cell, Sample
+from fairlead.simulate.sweep.run import ALL, Cell, Sample
 from fairlead.trace.workload import Workload
 
 TIMED = ("elapsed_s", "simulated_requests_per_s")

@@ -12,7 +12,7 @@ import pytest
 
 from fairlead import cli
 from fairlead.report.tables import Table
-from fairlead.simulate import experiment_command
+from fairlead.simulate.commands import experiment as experiment_command
 from fairlead.simulate.experiments import EXPERIMENTS
 from fairlead.simulate.experiments.base import (
     DLPM,
@@ -137,7 +137,7 @@ def test_a_run_writes_what_it_showed_and_a_second_only_reads(
     assert "It is &lt;small&gt;." in (out / "p.html").read_text()
     assert (out / "p.html").read_text() == page([(tiny, told)])
     first = (out / "tiny.json").read_text()
-    monkeypatch.setattr("fairlead.simulate.sweep.run_cell", lambda _: pytest.fail("it was kept"))
+    monkeypatch.setattr("fairlead.simulate.sweep.run.run_cell", lambda _: pytest.fail("it was kept"))
     assert cli.main(words) == 0
     assert (out / "tiny.json").read_text() == first
 

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from fairlead.core.params import PolicyError
-from fairlead.simulate import sweep, sweep_cache, sweep_cell
 from fairlead.simulate.capacity import Capacity
-from fairlead.simulate.sweep import Cell, CellsError, Sample, State, run_cells
-from fairlead.simulate.sweep_cell import Maximum, reference_of
+from fairlead.simulate.sweep import cache as sweep_cache
+from fairlead.simulate.sweep import cell as sweep_cell
+from fairlead.simulate.sweep import run as sweep
+from fairlead.simulate.sweep.cell import Maximum, reference_of
+from fairlead.simulate.sweep.run import Cell, CellsError, Sample, State, run_cells
 from fairlead.trace.model import Trace
 from fairlead.trace.workload import Workload
 from tests.simulate.sweeping import mooncake, small, untimed
@@ -238,8 +240,8 @@ MANY = 200
 SCRIPT = f"""
 import sys
 from pathlib import Path
-from fairlead.simulate import sweep_cache
-from fairlead.simulate.sweep import run_cells
+from fairlead.simulate.sweep import cache as sweep_cache
+from fairlead.simulate.sweep.run import run_cells
 from tests.simulate.sweeping import small
 sweep_cache.code_hash = lambda: "that of the test"
 if __name__ == "__main__":

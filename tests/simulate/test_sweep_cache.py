@@ -11,13 +11,14 @@ from fairlead.core.model import Costs
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.routing import POLICIES
 from fairlead.engine.profiles import profile_named
-from fairlead.simulate import capacity, code, sweep_cache
+from fairlead.simulate import capacity, code
 from fairlead.simulate.capacity import Capacity, measure
 from fairlead.simulate.code import sources
 from fairlead.simulate.settings import Fault, Settings
-from fairlead.simulate.sweep import Cell, Sample
-from fairlead.simulate.sweep_cache import Keys, Store, code_hash
-from fairlead.simulate.sweep_cell import Maximum
+from fairlead.simulate.sweep import cache as sweep_cache
+from fairlead.simulate.sweep.cache import Keys, Store, code_hash
+from fairlead.simulate.sweep.cell import Maximum
+from fairlead.simulate.sweep.run import Cell, Sample
 from fairlead.trace.generators import GENERATORS, generate
 from fairlead.trace.reading import READERS
 from fairlead.trace.workload import Workload
@@ -121,7 +122,7 @@ def test_a_maximum_that_is_kept_is_measured_again_by_other_code(
 
 def test_the_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, name = key(small()), code_hash()
-    real = sources("fairlead.simulate.sweep_cell")
+    real = sources("fairlead.simulate.sweep.cell")
     changed = tmp_path / "world.py"
     changed.write_bytes(real["fairlead.simulate.world"].read_bytes() + b"# a comment\n")
     monkeypatch.setattr(code, "sources", lambda _: real | {"fairlead.simulate.world": changed})
@@ -131,7 +132,7 @@ def test_the_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_code_is_all_that_decides_and_nothing_that_only_shows() -> None:
-    found = sources("fairlead.simulate.sweep_cell")
+    found = sources("fairlead.simulate.sweep.cell")
     assert all(path.is_file() for path in found.values())
     registered = [POLICIES.get(n).__module__ for n in POLICIES.names()]
     registered += [ORDERINGS.get(n).__module__ for n in ORDERINGS.names()]
@@ -147,7 +148,7 @@ def test_the_code_is_all_that_decides_and_nothing_that_only_shows() -> None:
         *registered,
     }
     assert needed <= found.keys()
-    shown = {"fairlead.cli", "fairlead.report.html", "fairlead.simulate.compare_command"}
+    shown = {"fairlead.cli", "fairlead.report.html", "fairlead.simulate.commands.compare"}
     assert not shown & found.keys()
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from fairlead.cli import main
 from fairlead.core.params import PolicyError
 from fairlead.report.results import load_all
-from fairlead.simulate import compare_command, sweep
-from fairlead.simulate.compare_arguments import (
+from fairlead.simulate.commands import compare as compare_command
+from fairlead.simulate.commands.compare import cells_from, seeds_mean, slos_from
+from fairlead.simulate.commands.compare_arguments import (
     Pair,
     loads_from,
     pairs_from,
@@ -23,9 +24,9 @@ from fairlead.simulate.compare_arguments import (
     seeds_from,
     specs,
 )
-from fairlead.simulate.compare_command import cells_from, seeds_mean, slos_from
 from fairlead.simulate.settings import Settings
-from fairlead.simulate.sweep import ALL, Cell, Sample
+from fairlead.simulate.sweep import run as sweep
+from fairlead.simulate.sweep.run import ALL, Cell, Sample
 from tests.simulate.sweeping import mooncake
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fairlead.simulate.sweep_pool import Ends, Failure, Work, run_here, run_in_processes
-from fairlead.simulate.sweep_ray import run_on_ray
+from fairlead.simulate.sweep.pool import Ends, Failure, Work, run_here, run_in_processes
+from fairlead.simulate.sweep.ray import run_on_ray
 
 
 def told(argument: Any) -> tuple[Any, int]:
@@ -201,7 +201,7 @@ def test_stopping_cancels_what_ray_has_not_done(ray: FakeRay) -> None:
 
 def test_a_node_with_other_code_is_refused(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = iter(["mine", "theirs"])
-    monkeypatch.setattr("fairlead.simulate.sweep_ray.code_hash", lambda: next(hashes))
+    monkeypatch.setattr("fairlead.simulate.sweep.ray.code_hash", lambda: next(hashes))
     assert "another version" in all_of(run_on_ray([Work(told, 0)], "auto"))[0].text
 
 

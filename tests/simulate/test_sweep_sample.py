@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.simulate.sweep_sample import ALL, Sample, redrawn_gaps, window
+from fairlead.simulate.sweep.sample import ALL, Sample, redrawn_gaps, window
 from fairlead.trace.model import Session, Trace, TraceError, Turn
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fairlead.report.tables import Table
 from fairlead.simulate.settings import ENGINE, GATEWAY, Settings
-from fairlead.simulate.sweep import ALL, Cell, Sample
+from fairlead.simulate.sweep.run import ALL, Cell, Sample
 from fairlead.trace.workload import Workload
 
 Entry = Mapping[str, Any]

@@ -58,7 +58,7 @@ from fairlead.simulate.experiments.workloads import (
     missing,
     present,
 )
-from fairlead.simulate.sweep import Sample
+from fairlead.simulate.sweep.run import Sample
 from fairlead.trace.workload import Workload
 
 LOADS = (0.5, 0.75, 0.95, 1.0)

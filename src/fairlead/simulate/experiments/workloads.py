@@ -7,7 +7,7 @@ from random import Random
 from typing import NamedTuple
 
 from fairlead.simulate.experiments.base import Options
-from fairlead.simulate.sweep import ALL, Sample
+from fairlead.simulate.sweep.run import ALL, Sample
 from fairlead.trace.workload import Workload
 
 DOC_QA, TREE, JUDGE, CHAT, AGENTS = "doc-qa", "tree-of-thoughts", "judge", "multi-turn", "agents"

@@ -1,6 +1,6 @@
 """One cell of a sweep: what it is, and how a worker process runs it.
 
-What this module imports, directly or not, is what a result depends on: ``sweep_cache.code_hash``.
+What this module imports, directly or not, is what a result depends on: ``sweep.cache.code_hash``.
 """
 
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from fairlead.report.metrics import summarise
 from fairlead.simulate.capacity import Capacity, at_load
 from fairlead.simulate.runner import REACH_LIMIT, prepare, simulate
 from fairlead.simulate.settings import Settings
-from fairlead.simulate.sweep_sample import ALL, Sample
+from fairlead.simulate.sweep.sample import ALL, Sample
 from fairlead.trace.model import Trace
 from fairlead.trace.reachable import Reach, reach
 from fairlead.trace.transform import gamma_arrivals

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.report.results import ResultError, load, save
-from fairlead.simulate import sweep_cell
 from fairlead.simulate.capacity import Capacity
 from fairlead.simulate.code import hash_of
 from fairlead.simulate.settings import Settings
-from fairlead.simulate.sweep_cell import Cell, Maximum
+from fairlead.simulate.sweep import cell as sweep_cell
+from fairlead.simulate.sweep.cell import Cell, Maximum
 from fairlead.trace.files import content_hash
 from fairlead.trace.workload import Workload
 

@@ -16,8 +16,8 @@ from fairlead.report.markdown import document
 from fairlead.report.metrics import check_slos
 from fairlead.report.results import save
 from fairlead.report.terminal import show_comparison, show_run
-from fairlead.simulate.arguments import GENERATOR_LOAD, add_fleet_arguments, settings_from
-from fairlead.simulate.compare_arguments import (
+from fairlead.simulate.commands.arguments import GENERATOR_LOAD, add_fleet_arguments, settings_from
+from fairlead.simulate.commands.compare_arguments import (
     DEFAULT_PAIRS,
     GAPS,
     NONE,
@@ -27,8 +27,8 @@ from fairlead.simulate.compare_arguments import (
     samples_from,
     seeds_from,
 )
-from fairlead.simulate.sweep import Cell, CellsError, results_folder, run_cells
-from fairlead.simulate.watch import Watch
+from fairlead.simulate.commands.watch import Watch
+from fairlead.simulate.sweep.run import Cell, CellsError, results_folder, run_cells
 from fairlead.trace.workload import add_workload_arguments, workload_from
 
 Result = dict[str, Any]

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from fairlead.report.metrics import check_slos
 from fairlead.simulate.capacity import Capacity, cache_folder
-from fairlead.simulate.sweep_cache import Keys, Store
-from fairlead.simulate.sweep_cell import Cell, Maximum, Task, measure_maximum, reference_of, run_cell
-from fairlead.simulate.sweep_pool import Ended, Ends, Failure, Work, run_here, run_in_processes
-from fairlead.simulate.sweep_ray import run_on_ray
-from fairlead.simulate.sweep_sample import ALL, Sample
+from fairlead.simulate.sweep.cache import Keys, Store
+from fairlead.simulate.sweep.cell import Cell, Maximum, Task, measure_maximum, reference_of, run_cell
+from fairlead.simulate.sweep.pool import Ended, Ends, Failure, Work, run_here, run_in_processes
+from fairlead.simulate.sweep.ray import run_on_ray
+from fairlead.simulate.sweep.sample import ALL, Sample
 
 __all__ = ["ALL", "Cell", "CellsError", "Sample", "State", "results_folder", "run_cells"]
 

@@ -9,7 +9,7 @@ from fairlead.core.ordering import ORDERINGS
 from fairlead.core.params import PolicyError
 from fairlead.core.registry import parse_spec
 from fairlead.core.routing import POLICIES
-from fairlead.simulate.sweep_sample import ALL, Sample
+from fairlead.simulate.sweep.sample import ALL, Sample
 
 GAPS, WINDOWS, NONE = "gaps", "windows", "none"
 

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from fairlead.report.terminal import show_table
 from fairlead.simulate.capacity import cache_folder
+from fairlead.simulate.commands.watch import Watch
 from fairlead.simulate.experiments import EXPERIMENTS
 from fairlead.simulate.experiments.base import Experiment, Options
 from fairlead.simulate.experiments.document import document, markdown, page, save
 from fairlead.simulate.experiments.figures import entry
-from fairlead.simulate.sweep import CellsError, run_cells
-from fairlead.simulate.watch import Watch
+from fairlead.simulate.sweep.run import CellsError, run_cells
 
 SEEDS = 3
 

@@ -5,7 +5,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fairlead.simulate.sweep import State
+from fairlead.simulate.sweep.run import State
 
 _DOING = {"maximum": "measuring maximum loads", "cells": "simulating"}
 

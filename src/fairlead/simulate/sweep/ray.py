@@ -8,8 +8,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from fairlead.simulate.sweep_cache import code_hash
-from fairlead.simulate.sweep_pool import TICK_S, Ends, Failure, Work, attempt
+from fairlead.simulate.sweep.cache import code_hash
+from fairlead.simulate.sweep.pool import TICK_S, Ends, Failure, Work, attempt
 
 
 def run_on_ray(works: Sequence[Work], address: str) -> Ends:

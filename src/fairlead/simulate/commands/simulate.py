@@ -16,7 +16,7 @@ from fairlead.native import compiled
 from fairlead.report.metrics import summarise
 from fairlead.report.results import save
 from fairlead.report.terminal import show_run
-from fairlead.simulate.arguments import GENERATOR_LOAD, add_fleet_arguments, settings_from
+from fairlead.simulate.commands.arguments import GENERATOR_LOAD, add_fleet_arguments, settings_from
 from fairlead.simulate.runner import prepare, simulate
 from fairlead.simulate.settings import Settings
 from fairlead.trace.model import Trace, TraceError

@@ -1,0 +1,1 @@
+"""The commands that simulate: ``simulate``, ``compare``, ``experiment`` and ``verify``."""
