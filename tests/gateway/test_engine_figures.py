@@ -146,6 +146,17 @@ def test_output_that_is_not_believed_leaves_the_tokens_that_were_seen():
     run(main)
 
 
+def test_an_answer_may_be_as_long_as_its_sequences_and_limit_allow():
+    async def main():
+        worker = MockWorker(at_once(*whole(figures(output="200"))))
+        async with serving(worker) as served:
+            await served.post(chat(max_tokens=50, n=4))
+            await served.settled()
+            assert served.gateway.dispatcher.ledger.accounts["default"].delivered == 6 + 2 * 200
+
+    run(main)
+
+
 def test_usage_is_read_in_whatever_shape_it_comes():
     for name, usage in HOSTILE.items():
         assert usage_of(b'{"usage":%b}' % usage) is not None, name

@@ -13,7 +13,7 @@ import msgspec
 
 from fairlead.config import Config
 from fairlead.core.model import Request
-from fairlead.gateway.flow import Flow, Most
+from fairlead.gateway.flow import Flow
 from fairlead.gateway.identity import Identity, Unauthorized
 from fairlead.gateway.metrics import Exposition, Metrics
 from fairlead.gateway.prompt import Prompt
@@ -172,6 +172,7 @@ class Gateway:
         rid = self._numbers = self._numbers + 1
         now = monotonic_ns() // 1000
         streamed = asked.stream is True
+        most = asked.most
         request = Request(
             rid,
             client.name,
@@ -182,6 +183,7 @@ class Gateway:
             sender.session,
             now,
             streamed,
+            most.sequences,
         )
         body = exchange.body
         exchange.body = b""
@@ -196,7 +198,6 @@ class Gateway:
         if self.config.engine_ordering and isinstance(asked, ChatAsked | CompletionAsked):
             xargs = bool(asked.vllm_xargs)
         figures = self.metrics.client(client.name)
-        most = Most(output=asked.limit)
         flow = Flow(
             self.scheduler,
             exchange,

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Protocol, TypeVar, cast
 
-import msgspec
-
 from fairlead.core import events as ev
 from fairlead.core import outside
 from fairlead.core.commands import Dispatch, Fail, Reject
@@ -20,7 +18,7 @@ from fairlead.gateway.identity import Client
 from fairlead.gateway.metrics import ClientFigures
 from fairlead.gateway.prompt import Prompt, PromptKeys
 from fairlead.gateway.sse import Tap
-from fairlead.gateway.wire import Usage, usage_of, with_xargs
+from fairlead.gateway.wire import Most, Usage, usage_of, with_xargs
 from fairlead.gateway.workers import Worker, Workers
 from fairlead.http.client import Call, UpstreamError
 from fairlead.http.heads import ResponseHead, with_length
@@ -70,17 +68,6 @@ class Scheduler(Protocol):
 
 _FIGURES = ("prompt_tokens", "cached_tokens", "completion_tokens")
 """Names of the figures of a usage, in the order of ``outside.Usage``."""
-
-
-class Most(msgspec.Struct, frozen=True, gc=False):
-    """The most that one request can take, by what it asks for."""
-
-    prompts: int = 1
-    """Prompts in it: each can be as long as the engine's KV pool."""
-    sequences: int = 1
-    """Answers to all of its prompts."""
-    output: int | None = None
-    """Output tokens of all its sequences; None if it sets no limit."""
 
 
 def _guarded(method: Method) -> Method:

@@ -9,7 +9,15 @@ from typing import Any
 
 import msgspec
 
+from fairlead.core.outside import whole
+
 NO_RAW = msgspec.Raw(b"")
+MOST_TOKENS = 2**24
+"""More output tokens than a KV pool holds: a larger limit is none."""
+MOST_ANSWERS = 2**14
+"""The largest ``n`` that an engine takes (vLLM); a larger one is refused there."""
+MOST_BEST_OF = 20
+"""The largest ``best_of`` of OpenAI's interface. Engines of today ignore the field."""
 
 
 class BadRequest(Exception):  # noqa: N818 - an answer, named as HTTP names it
@@ -42,21 +50,62 @@ class Message(msgspec.Struct, gc=False):
     reasoning_content: str | None = None
 
 
+class Most(msgspec.Struct, frozen=True, gc=False):
+    """The most that one request can take of an engine, by what it asks for."""
+
+    prompts: int = 1
+    """Prompts in it: each can be as long as the engine's KV pool."""
+    sequences: int = 1
+    """Answers to all of its prompts."""
+    output: int | None = None
+    """Output tokens of all its sequences; None if it sets no limit."""
+
+
+Number = int | float | bool | None
+"""A number as JSON has it: what does not fit the field is for the engine to refuse."""
+
+
 class Asked(msgspec.Struct, kw_only=True):
     """What all generation requests have in common."""
 
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: Number = None
+    max_completion_tokens: Number = None
+    n: Any = None
     user: str | None = None
     cache_salt: str | None = None
 
     @property
     def limit(self) -> int | None:
-        """The most output tokens that the caller allows."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        """The most output tokens of a sequence that the caller allows; None if that is no limit.
+
+        Of two names the newer one counts. Engines refuse limits below 1, or take them for none.
+        """
+        older, newer = self.max_tokens, self.max_completion_tokens
+        limit = None if older is None else _limit(older)
+        if newer is not None and (older is None or limit is not None):
+            limit = _limit(newer)
+        return limit
+
+    @property
+    def most(self) -> Most:
+        """The most that the request can take of an engine."""
+        prompts = self._prompts()
+        sequences = prompts * self._answers()
+        limit = self.limit
+        if limit is not None:
+            # Some engines know only the older name.
+            limit = max(limit, _limit(self.max_tokens) or 0) * sequences
+        return Most(prompts, sequences, limit)
+
+    def _prompts(self) -> int:
+        return 1
+
+    def _answers(self) -> int:
+        """Return the sequences for each prompt; 1 where an engine refuses the number."""
+        return 1 if self.n is None else whole(self.n, MOST_ANSWERS, 1) or 1
 
 
 class ChatAsked(Asked, kw_only=True):
@@ -82,14 +131,48 @@ class CompletionAsked(Asked, kw_only=True):
 
     prompt: str | list[Any]
     vllm_xargs: msgspec.Raw = NO_RAW
+    best_of: Any = None
     add_special_tokens: Any = None
     truncate_prompt_tokens: Any = None
+
+    def _prompts(self) -> int:
+        return _texts_in(self.prompt)
+
+    def _answers(self) -> int:
+        answers = super()._answers()
+        return answers if self.best_of is None else max(answers, whole(self.best_of, MOST_BEST_OF, 1) or 1)
 
 
 class EmbeddingAsked(Asked, kw_only=True):
     """A body of ``/v1/embeddings``."""
 
     input: str | list[Any]
+
+    @property
+    def limit(self) -> int | None:
+        """No output at all."""
+        return 0
+
+    @property
+    def most(self) -> Most:
+        """The most that the request can take of an engine: a sequence for each text."""
+        texts = _texts_in(self.input)
+        return Most(texts, texts, 0)
+
+
+def _limit(said: Number) -> int | None:
+    """Return a limit of output tokens, clamped to what any KV pool holds; None for what is none."""
+    limit = whole(said, least=1, most=MOST_TOKENS)
+    if limit is None and type(said) is not bool and said is not None and said > MOST_TOKENS:
+        return MOST_TOKENS
+    return limit
+
+
+def _texts_in(prompt: str | list[Any]) -> int:
+    """Return how many prompts these are: a list of tokens is one, a list of texts or of lists as many."""
+    if not prompt or isinstance(prompt, str) or isinstance(prompt[0], int):
+        return 1
+    return len(prompt)
 
 
 CHAT, COMPLETION, EMBEDDING = "chat", "completion", "embedding"

@@ -1,0 +1,169 @@
+"""A client's numbers are bounded before they count; what an engine would refuse reaches it unchanged."""
+
+import asyncio
+import json
+
+import pytest
+
+from fairlead.gateway.prompt import BytePrompts
+from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, decode
+from tests.gateway.mocks import MockWorker, answer, chat, run, serving
+
+HUGE = 10**400
+LIMITS = {
+    "negative": -1_000_000_000,
+    "negative and huge": -HUGE,
+    "minus one": -1,
+    "none": 0,
+    "a fraction": 1.5,
+    "true": True,
+    "false": False,
+    "null": None,
+}
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_that_is_none_leaves_the_books_neutral(name, field):
+    asked = decode(CHAT, chat(**{field: LIMITS[name]}))
+    assert asked.limit is None
+    assert asked.most.output is None
+
+
+def test_limits_are_read_and_clamped():
+    for said, limit in ((5, 5), (5.0, 5), (2**24, 2**24), (10**12, 2**24), (HUGE, 2**24), (1e300, 2**24)):
+        assert decode(CHAT, chat(max_tokens=said)).limit == limit
+    # Some engines read the older name: an answer may be as long as the larger one says.
+    asked = decode(CHAT, chat(max_tokens=50, max_completion_tokens=7, n=2))
+    assert asked.limit == 7
+    assert asked.most.output == 2 * 50
+    assert decode(CHAT, chat(max_tokens=-5, max_completion_tokens=7)).limit is None
+
+
+def completion(prompt, **fields):
+    return decode(COMPLETION, json.dumps({"model": "tiny", "prompt": prompt, **fields}).encode())
+
+
+@pytest.mark.parametrize(
+    ("asked", "prompts", "sequences"),
+    [
+        (decode(CHAT, chat()), 1, 1),
+        (decode(CHAT, chat(n=64)), 1, 64),
+        (decode(CHAT, chat(n=64.0)), 1, 64),
+        (decode(CHAT, chat(n=None)), 1, 1),
+        (decode(CHAT, chat(n=0)), 1, 1),
+        (decode(CHAT, chat(n=-3)), 1, 1),
+        (decode(CHAT, chat(n=HUGE)), 1, 1),
+        (decode(CHAT, chat(n=True)), 1, 1),
+        (decode(CHAT, chat(n="8")), 1, 1),
+        (decode(CHAT, chat(n=[2])), 1, 1),
+        (completion("a", n=3), 1, 3),
+        (completion("a", n=3, best_of=5), 1, 5),
+        (completion("a", n=5, best_of=3), 1, 5),
+        (completion("a", n=2, best_of=HUGE), 1, 2),
+        (completion("a", best_of="x"), 1, 1),
+        (completion(["a"] * 1000), 1000, 1000),
+        (completion(["a"] * 1000, n=2), 1000, 2000),
+        (completion([[1, 2], [3]]), 2, 2),
+        (completion([1, 2, 3]), 1, 1),
+        (completion([]), 1, 1),
+        (decode(EMBEDDING, json.dumps({"model": "tiny", "input": ["a"] * 10_000}).encode()), 10_000, 10_000),
+        (decode(EMBEDDING, json.dumps({"model": "tiny", "input": [7] * 10_000}).encode()), 1, 1),
+        (decode(EMBEDDING, json.dumps({"model": "tiny", "input": "a", "n": 9}).encode()), 1, 1),
+    ],
+)
+def test_a_request_counts_as_the_sequences_that_an_engine_runs_for_it(asked, prompts, sequences):
+    assert (asked.most.prompts, asked.most.sequences) == (prompts, sequences)
+
+
+def test_embeddings_have_no_output():
+    asked = decode(EMBEDDING, json.dumps({"model": "tiny", "input": ["a", "b"]}).encode())
+    assert (asked.limit, asked.most.output) == (0, 0)
+
+
+def test_all_prompts_of_a_list_count_their_tokens():
+    text = "word " * 80
+    one = BytePrompts().keys(COMPLETION, completion(text)).prompt_tokens
+    many = BytePrompts().keys(COMPLETION, completion([text] * 1000)).prompt_tokens
+    assert 1000 * (one - 1) <= many <= 1010 * one
+
+
+# --- what that does to others ------------------------------------------------------------------
+
+
+class Held:
+    """A worker that answers nobody until it is told to, and counts who waits in it."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.worker = MockWorker(self.behave)
+
+    async def behave(self, ask, writer):
+        await self.go.wait()
+        await answer()(ask, writer)
+
+    @property
+    def inside(self):
+        return len(self.worker.asked)
+
+
+async def beside(first: bytes, path: bytes, others: int, **options) -> int:
+    """Return how many of ``others`` reach a worker beside a request of one who sends ``first``."""
+    held = Held()
+    async with serving(held.worker, **options) as served:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(served.post(first, path))
+            await asyncio.sleep(0.1)
+            assert held.inside == 1
+            assert held.worker.asked[0].raw == first
+            for number in range(others):
+                tasks.create_task(served.post(chat(content=f"{number:03}" + "x" * 1600, max_tokens=100)))
+            await asyncio.sleep(0.5)
+            served.gateway.dispatcher.check()
+            inside = held.inside - 1
+            held.go.set()
+        assert held.inside == others + 1
+        return inside
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("limit", [-1_000_000_000, -(10**400), 0, 10**400, -1])
+def test_a_limit_that_no_engine_takes_makes_no_room_for_others(limit, field):
+    async def main():
+        plain = await beside(chat(), b"/v1/chat/completions", 12, worker_kv_tokens=4000)
+        assert 5 <= plain <= 9
+        odd = await beside(chat(**{field: limit}), b"/v1/chat/completions", 12, worker_kv_tokens=4000)
+        assert odd == plain
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (b"/v1/chat/completions", chat(n=64)),
+        (b"/v1/completions", json.dumps({"model": "tiny", "prompt": ["a"] * 64}).encode()),
+        (b"/v1/completions", json.dumps({"model": "tiny", "prompt": ["a"] * 8, "n": 8}).encode()),
+        (b"/v1/embeddings", json.dumps({"model": "tiny", "input": ["a"] * 64}).encode()),
+    ],
+)
+def test_many_sequences_take_as_many_places(path, body):
+    async def main():
+        assert await beside(body, path, 8, worker_max_num_seqs=68) == 4
+        assert await beside(chat(), b"/v1/chat/completions", 8, worker_max_num_seqs=68) == 8
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (b"/v1/completions", json.dumps({"model": "tiny", "prompt": ["word " * 20] * 1000}).encode()),
+        (b"/v1/embeddings", json.dumps({"model": "tiny", "input": ["word " * 2] * 10_000}).encode()),
+    ],
+)
+def test_a_list_larger_than_any_batch_runs_alone(path, body):
+    async def main():
+        assert await beside(body, path, 4) == 0
+
+    run(main)
