@@ -101,7 +101,7 @@ def test_a_request_that_passes_an_empty_queue_differs_in_nothing(
             "d2lpm",
             ordering,
             # A queue that is looked at may take requests from others: then it matters that it is.
-            ordering_params={"quantum": 60, "scope": scope, "moves": False} if ordering == "dlpm" else {},
+            ordering_params={"quantum": 60, "scope": scope, "steal": False} if ordering == "dlpm" else {},
         )
         if not short_cut:
             d.ordering.passes = lambda number, client: False  # type: ignore[method-assign]

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import pytest
 
+from fairlead.core.ordering import ORDERINGS
 from fairlead.core.params import Param, PolicyError, Values, parse_value, resolve
 from fairlead.core.registry import Registry, parse_spec
 
@@ -42,6 +43,11 @@ def test_unknown_name_lists_the_valid_ones_and_the_nearest():
     with pytest.raises(PolicyError) as error:
         REGISTRY.get("fiar")
     assert str(error.value) == "unknown test policy 'fiar' (valid: fair, plain); did you mean 'fair'?"
+
+
+def test_a_parameter_of_an_earlier_version_says_its_new_name():
+    with pytest.raises(PolicyError, match=r"unknown parameter 'moves'.*; it is called 'steal' now"):
+        ORDERINGS.resolve("dlpm", {"moves": "off"})
 
 
 def test_unknown_parameter_lists_the_valid_ones_and_the_nearest():

@@ -23,7 +23,7 @@ def test_without_anything_it_is_dlpm_for_a_queue_of_its_own() -> None:
     assert settings == PluginSettings()
     ordering = plugin_ordering(settings)
     assert ordering.name == "dlpm"
-    assert not ordering.moves, "one queue: nothing to move"
+    assert not ordering.steals, "one queue: nothing to steal"
 
 
 def test_the_environment_stands_above_the_file(tmp_path: Path) -> None:

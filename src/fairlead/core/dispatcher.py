@@ -72,7 +72,7 @@ class Dispatcher:
         self.retries = 0
         self.now = 0
         self._holding = Holding(self.fleet, self.workers)
-        self._stealing = Stealing(ordering, self.fleet, self.index, self.workers) if ordering.moves else None
+        self._stealing = Stealing(ordering, self.fleet, self.index, self.workers) if ordering.steals else None
         self._robbed: list[Worker] = []
         """Workers whose next request was taken away: another of theirs may fit."""
         self._tracked = ordering.uses_match

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 V = TypeVar("V", bool, int, float, str)
 
@@ -60,6 +60,10 @@ class Values(dict[str, Value]):
         return value
 
 
+RENAMED_PARAMS: Final = {"moves": "steal"}
+"""Parameters that had another name in an earlier version. Errors say the new one; old logs are read by it."""
+
+
 def nearest(name: str, valid: Iterable[str], renamed: Mapping[str, str] | None = None) -> str:
     """Return a hint such as ``; did you mean 'dlpm'?``, or nothing when no name is close.
 
@@ -108,7 +112,8 @@ def resolve(policy: str, params: tuple[Param, ...], given: Mapping[str, object])
     for name in given:
         if name not in known:
             valid = ", ".join(known) or "none"
-            raise PolicyError(f"{policy}: unknown parameter '{name}' (valid: {valid}){nearest(name, known)}")
+            hint = nearest(name, known, RENAMED_PARAMS)
+            raise PolicyError(f"{policy}: unknown parameter '{name}' (valid: {valid}){hint}")
     return Values(
         (p.name, parse_value(policy, p, given[p.name]) if p.name in given else p.default) for p in params
     )

@@ -1,6 +1,6 @@
 """Work stealing: a worker that would serve a client without credit takes a request of one that has some.
 
-Only for orderings that keep one account a client for the whole fleet (``Ordering.moves``). The request is
+Only for orderings that keep one account a client for the whole fleet (``Ordering.steals``). The request is
 taken from the queue of another worker, where it may have been put for what that worker caches. So it is
 taken only once it has waited for longer than computing anew what is cached there would take.
 """

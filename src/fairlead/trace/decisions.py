@@ -30,7 +30,7 @@ from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject, Why
 from fairlead.core.dispatcher import Dispatcher, Settings
 from fairlead.core.model import BlockKey, Request
 from fairlead.core.ordering import ORDERINGS, OrderingContext, make_ordering
-from fairlead.core.params import Param, Value
+from fairlead.core.params import RENAMED_PARAMS, Param, Value
 from fairlead.core.registry import parse_spec
 from fairlead.core.routing import POLICIES, make_routing
 from fairlead.core.routing.base import RoutingContext
@@ -107,9 +107,14 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def _changed(policy: Policy, params: Sequence[Param]) -> dict[str, object]:
-    """Return what is not today's default: a policy may refuse a parameter that its others idle."""
+    """Return what is not today's default: a policy may refuse a parameter that its others idle.
+
+    Parameters of older logs get their present names.
+    """
     defaults = {param.name: param.default for param in params}
-    return {name: value for name, value in policy.params.items() if defaults.get(name) != value}
+    said = policy.params.items()
+    now = {name if name in defaults else RENAMED_PARAMS.get(name, name): value for name, value in said}
+    return {name: value for name, value in now.items() if defaults.get(name) != value}
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

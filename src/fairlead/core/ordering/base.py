@@ -51,7 +51,7 @@ class Queue(Protocol):
         """Add ``item``, of whose blocks the worker caches the first ``matched``."""
 
     def discard(self, item: Waiting) -> None:
-        """Take out ``item``: admitted, cancelled or moved. Raises KeyError if it is not queued here."""
+        """Take out ``item``, wherever it goes. Raises KeyError if it is not queued here."""
 
     def head(self, fits: Fits | None = None) -> Waiting | None:
         """Return who goes next, without taking it out; None if nobody may.
@@ -92,7 +92,7 @@ class Ordering(Protocol):
     """Whether the order depends on what workers cache; if not, callers may skip cache notices."""
     in_turns: ClassVar[bool]
     """Whether clients that wait are served in turns, so that one's long queue delays no other."""
-    moves: bool
+    steals: bool
     """Whether a client with credit goes before those without on any worker: ``credit`` is the same for all
     queues, and a worker that would serve somebody without takes a request from another's queue."""
     skips: bool
@@ -134,7 +134,7 @@ class Ordering(Protocol):
         """A request ended: ``corrected`` and ``decoded`` in one."""
 
     def credited(self) -> bool:
-        """Whether any client that waits has credit; for an ordering that ``moves``."""
+        """Whether any client that waits has credit; for an ordering that ``steals``."""
 
     def credit(self, number: int, client: ClientId) -> float:
         """What the client may still use before it waits, for explanations; 0 where nothing is kept."""
@@ -169,7 +169,7 @@ class OrderingBase(Generic[Q]):
     """Keeps a policy's queues by number; for policies without books every notice is ignored."""
 
     in_turns: ClassVar[bool] = False
-    moves = False
+    steals = False
     skips = False
 
     def __init__(self, context: OrderingContext) -> None:

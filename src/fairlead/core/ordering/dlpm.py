@@ -39,7 +39,7 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
 
     With ``scope=fleet`` a client has one account for all workers. It may be that no client that waits for
     a worker has credit, while others elsewhere do. The worker then takes one of their requests
-    (``moves``). Where it may not, it serves its least indebted client meanwhile: the one that would have
+    (``steal``). Where it may not, it serves its least indebted client meanwhile: the one that would have
     credit after the fewest rounds, longest match first among equals.
 
     With ``ties=short`` requests with equal matches go by the length of their prompts instead of by
@@ -49,7 +49,7 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
     """
 
     name: ClassVar[str] = "dlpm"
-    source: ClassVar[str] = "arXiv 2501.14312, algorithm 1; scope=fleet, moves and ties=short are ours"
+    source: ClassVar[str] = "arXiv 2501.14312, algorithm 1; scope=fleet, steal and ties=short are ours"
     summary: ClassVar[str] = (
         "Longest cached prefix first among clients with credit, refilled in equal rounds."
     )
@@ -75,7 +75,7 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
             low=2,
         ),
         Param(
-            "moves",
+            "steal",
             True,
             "scope=fleet: a worker that would serve a client without credit takes a request of one that has"
             " credit from another's queue, once that waited longer than computing what is cached there takes",
@@ -98,7 +98,7 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
         scope: str = "fleet",
         on_no_fit: str = "stop",
         debt_limit: int = 32,
-        moves: bool = True,
+        steal: bool = True,
         ties: str = "arrival",
         ageing: int = 200,
     ) -> None:
@@ -110,9 +110,9 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
         )
         self._debt_limit = debt_limit
         self._ageing = ageing if ties == "short" else None
-        self.moves = moves and scope == "fleet"
-        # Where requests move, a worker with nothing queued has others to ask before it serves a debtor.
-        self._pass_limit = 0 if self.moves else debt_limit
+        self.steals = steal and scope == "fleet"
+        # Where requests are stolen, a worker with nothing queued has others to ask before it serves a debtor.
+        self._pass_limit = 0 if self.steals else debt_limit
 
     def _new_queue(self, number: int, matched: Matched) -> DlpmQueue:
         scope = self._scope_of_new(number)

@@ -1,4 +1,4 @@
-"""Requests of clients with credit move to where a worker would serve somebody without."""
+"""Work stealing: a worker that would serve somebody without credit takes a request of a client with some."""
 
 import random
 
@@ -61,15 +61,15 @@ def test_a_worker_with_only_debtors_waiting_takes_a_request_with_credit_from_ano
     d.check()
 
 
-def test_without_moves_it_serves_its_least_indebted_client() -> None:
-    d = flooded(moves=False)
+def test_without_stealing_it_serves_its_least_indebted_client() -> None:
+    d = flooded(steal=False)
     sent = [c for c in finish(d, 1, 2_000) if isinstance(c, Dispatch)]
     assert [(c.rid, c.worker) for c in sent] == [(3, "w0")]
 
 
 def test_what_is_cached_elsewhere_is_worth_a_wait_as_long_as_it_takes_to_compute() -> None:
     """ann's prompt is cached on w1; w0 computes 0.16 tokens a microsecond, so 159 tokens take 1 ms."""
-    for waited, moves in ((900, False), (1_100, True)):
+    for waited, stolen in ((900, False), (1_100, True)):
         d = two_workers()
         for rid in range(1, 6):
             arrive(d, rid, "flood")
@@ -80,7 +80,7 @@ def test_what_is_cached_elsewhere_is_worth_a_wait_as_long_as_it_takes_to_compute
         d.step(ev.Arrived(5_000, Request(9, "ann", 161, key, arrived_us=5_000)))
         assert d.jobs[9].slot == 1
         sent = [c for c in d.step(ev.Finished(5_000 + waited, 1, output_tokens=1)) if isinstance(c, Dispatch)]
-        assert [c.rid for c in sent] == [9 if moves else 3]
+        assert [c.rid for c in sent] == [9 if stolen else 3]
         d.check()
 
 
