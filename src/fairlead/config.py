@@ -88,6 +88,11 @@ class Config:
     stream_timeout_secs: float = _option(300.0, "longest silence within a worker's answer", 0.001)
     drain_timeout_secs: float = _option(30.0, "how long a shutdown waits for running and queued requests", 0)
     max_body_bytes: int = _option(64 * 2**20, "largest request body; a larger one is refused with 413", 1)
+    bodies_total_bytes: int = _option(
+        2**30,
+        "bytes of large request bodies held at once; beyond that the largest that is coming gets 503",
+        2**20,
+    )
     answer_buffer_bytes: int = _option(
         16 * 2**20,
         "most bytes of one answer that may wait for a slow client; beyond that it is cut off",

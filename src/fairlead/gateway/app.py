@@ -64,6 +64,7 @@ class Gateway:
             self._routes(),
             HttpLimits(
                 body_bytes=config.max_body_bytes,
+                bodies_total_bytes=config.bodies_total_bytes,
                 answer_buffer_bytes=config.answer_buffer_bytes,
                 answer_buffer_total_bytes=config.answer_buffer_total_bytes,
             ),
@@ -185,8 +186,8 @@ class Gateway:
             streamed,
             most.sequences,
         )
-        body = exchange.body
-        exchange.body = b""
+        taken = exchange.take_body()
+        body = taken if isinstance(taken, bytes) else taken.whole()
         tap = None
         if streamed:
             options = asked.stream_options

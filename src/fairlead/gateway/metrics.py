@@ -277,9 +277,17 @@ class Exposition:
             "fairlead_answer_buffer_bytes", "Bytes of answers that wait for clients that read slowly."
         )
         waiting.add_metric([], backlogs.waiting)
+        bodies = core.GaugeMetricFamily(
+            "fairlead_request_bodies_bytes", "Bytes of request bodies beyond 16 KiB that are held."
+        )
+        bodies.add_metric([], self._server.bodies.held)
+        bodies_refused = core.CounterMetricFamily(
+            "fairlead_request_bodies_refused", "Request bodies refused because others took the memory."
+        )
+        bodies_refused.add_metric([], self._server.bodies.refused)
         cut = core.CounterMetricFamily(
             "fairlead_slow_readers_cut", "Clients cut off because they read too slowly.", labels=["reason"]
         )
         for reason, count in backlogs.cut.items():
             cut.add_metric([reason], count)
-        yield from (connections, waiting, cut)
+        yield from (connections, waiting, cut, bodies, bodies_refused)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from fairlead.http.backlog import BEHIND, STALLED, Backlog
+from fairlead.http.bodies import COUNTED_BYTES, Body
 from fairlead.http.exchange import Exchange
 from fairlead.http.heads import KnownHead, RequestHead, remember
 from fairlead.http.messages import Headers, Response, error_body
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 HELD_BYTES = 262_144
 """Bytes kept for later while an answer is under way; beyond them the socket is not read."""
+FULL_READ = 256_000
+"""Bytes of uvloop's read buffer. After a full one libuv reads on, up to 32 times, and serves nobody else."""
+MOST_PARTS = 8192
+"""Chunks of a body in one read: each costs a call, however small it is."""
 UNSENT_BYTES = 131_072
 """Bytes that the kernel may hold unsent for a client: what a slow reader leaves waits where it is counted."""
 LINGER_S = 2.0
@@ -38,10 +43,15 @@ def _nowhere(data: bytes) -> None:
 class _RefusedError(Exception):
     """A request that breaks a limit or a rule that llhttp does not check."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.code = code
+
+
+def _no_room() -> "_RefusedError":
+    return _RefusedError(503, "too many large request bodies are held here; try again later", "bodies_full")
 
 
 class ServerConnection(asyncio.Protocol):
@@ -63,10 +73,12 @@ class ServerConnection(asyncio.Protocol):
         "_http11",
         "_in_message",
         "_known",
+        "_large",
         "_lingering",
         "_loop",
         "_method",
         "_parser",
+        "_parts_in_read",
         "_phase",
         "_reading_paused",
         "_ready",
@@ -114,6 +126,7 @@ class ServerConnection(asyncio.Protocol):
         """Whether to close once the backlog is sent."""
         self._replayed = False
         self._waiters: list[asyncio.Future[None]] = []
+        self._parts_in_read = 0
         self._phase = NEW
         self._reset()
 
@@ -124,6 +137,8 @@ class ServerConnection(asyncio.Protocol):
         self._head_size = 0
         self._head_done = False
         self._body: list[bytes] = []
+        self._large: Body | None = None
+        """The body once it is too large to go uncounted, in place of ``_body``."""
         self._body_size = 0
         self._http11 = True
         self._expects = False
@@ -153,6 +168,8 @@ class ServerConnection(asyncio.Protocol):
         self.server.forget(self)
         self._ready.clear()
         self._held.clear()
+        self._body.clear()
+        self._large = None
         if self._backlog is not None:
             self._backlog.clear()
         exchange, self._exchange = self._exchange, None
@@ -167,6 +184,9 @@ class ServerConnection(asyncio.Protocol):
             return
         if self._lingering or self._closing:
             return
+        if len(data) >= FULL_READ and not self._reading_paused and self._transport is not None:
+            self._transport.pause_reading()
+            self._loop.call_soon(self._read_on)
         known = self._known
         if known is None or self._in_message or not self._take_known(known, data):
             self._feed_new(data)
@@ -176,6 +196,12 @@ class ServerConnection(asyncio.Protocol):
             self._next()
         else:
             self._settle()
+
+    def _read_on(self) -> None:
+        """Read on after everybody else had a turn."""
+        transport = self._transport
+        if not self._reading_paused and transport is not None and not transport.is_closing():
+            transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Treat the end of the client's sending as its leaving: generation is too dear to guess.
@@ -270,6 +296,19 @@ class ServerConnection(asyncio.Protocol):
             exchange.lose()
 
     @property
+    def incoming(self) -> int:
+        """Bytes of a body that is still coming, if they are counted."""
+        return 0 if self._large is None else self._large.size
+
+    def refuse_body(self) -> None:
+        """Drop the body that is coming: others need the memory."""
+        self._large = None
+        if self._exchange is None and not self._ready:
+            self._say(_no_room())
+        else:
+            self._refuse(_no_room())
+
+    @property
     def backlog_size(self) -> int:
         """Bytes that wait for a client which does not keep up."""
         return 0 if self._backlog is None else self._backlog.size
@@ -334,6 +373,7 @@ class ServerConnection(asyncio.Protocol):
                 self._known = remember(data, head)
 
     def _feed(self, data: bytes) -> None:
+        self._parts_in_read = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as switch:
@@ -439,7 +479,22 @@ class ServerConnection(asyncio.Protocol):
         self._body_size += len(data)
         if self._body_size > self.server.limits.body_bytes:
             raise _RefusedError(413, self._too_large())
-        self._body.append(data)
+        self._parts_in_read += 1
+        if self._parts_in_read > MOST_PARTS:
+            raise _RefusedError(400, "the chunks of the body are too small")
+        large = self._large
+        if large is not None:
+            large.add(data)
+        elif self._body_size > COUNTED_BYTES:
+            self._large = large = Body(self.server.bodies, b"".join([*self._body, data]))
+            self._body.clear()
+        else:
+            self._body.append(data)
+            return
+        bodies = self.server.bodies
+        if bodies.held > bodies.total and not self.server.make_room(self):
+            self._large = large = None  # not even the error's traceback keeps it
+            raise _no_room()
 
     def on_message_complete(self) -> None:
         """llhttp: the request is whole."""
@@ -447,7 +502,8 @@ class ServerConnection(asyncio.Protocol):
             return  # llhttp skipped the body; _decline_upgrade goes on
         self._in_message = False
         self._expects = False  # the body came unasked
-        body = self._body
+        body, large = self._body, self._large
+        self._large = None
         head = RequestHead(
             self._method or self._parser.get_method(),
             self._target,
@@ -455,7 +511,10 @@ class ServerConnection(asyncio.Protocol):
             self._parser.should_keep_alive() if self._http11 else False,
             self._http11,
         )
-        self._ready.append(Exchange(self, head, body[0] if len(body) == 1 else b"".join(body)))
+        if large is not None:
+            self._ready.append(Exchange(self, head, large))
+        else:
+            self._ready.append(Exchange(self, head, body[0] if len(body) == 1 else b"".join(body)))
 
     def _count_trailer(self, size: int) -> None:
         self._head_size += size
@@ -524,9 +583,9 @@ class ServerConnection(asyncio.Protocol):
         data = b"".join(self._held)
         self._held.clear()
         self._held_size = 0
-        if self._reading_paused and self._transport is not None:
+        if self._reading_paused:
             self._reading_paused = False
-            self._transport.resume_reading()
+            self._read_on()
         self._feed(data)
         return True
 
@@ -548,8 +607,12 @@ class ServerConnection(asyncio.Protocol):
             return
         self._in_message = False
         self._lingering = True
+        self._body.clear()
+        self._large = None
         exchange = Exchange(self, RequestHead(b"POST", b"", [], keep_alive=False, http11=True), b"")
-        exchange.reply(Response(refusal.status, error_body(refusal.status, refusal.message)))
+        retry = () if refusal.status != 503 else ((b"retry-after", b"1"),)
+        body = error_body(refusal.status, refusal.message, refusal.code)
+        exchange.reply(Response(refusal.status, body, headers=retry))
 
     def _close(self) -> None:
         transport = self._transport

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
+from fairlead.http.bodies import Body
 from fairlead.http.heads import RequestHead, with_length
 from fairlead.http.messages import Headers, Response, error_body, head
 
@@ -33,13 +34,13 @@ class Exchange:
     """
 
     __slots__ = (
+        "_body",
         "_chunked",
         "_connection",
         "_head",
         "_length",
         "_remaining",
         "begun",
-        "body",
         "cut",
         "keep_alive",
         "listener",
@@ -49,7 +50,11 @@ class Exchange:
     )
 
     def __init__(
-        self, connection: "ServerConnection", request_head: RequestHead, body: bytes, known: bool = False
+        self,
+        connection: "ServerConnection",
+        request_head: RequestHead,
+        body: bytes | Body,
+        known: bool = False,
     ) -> None:
         """``known``: the head is one of an earlier request, equal but for Content-Length."""
         self._connection: ServerConnection | None = connection
@@ -57,7 +62,7 @@ class Exchange:
         self.method = request_head.method
         self.target = request_head.target
         self.keep_alive = request_head.keep_alive
-        self.body = body
+        self._body = body
         self._length = len(body) if known else -1
         self.listener: Listener | None = None
         self.begun = False
@@ -77,6 +82,22 @@ class Exchange:
         """Header fields in the order received; names in lower case. Not to be changed."""
         headers = self.request_head.headers
         return headers if self._length < 0 else with_length(headers, self._length)
+
+    @property
+    def body(self) -> bytes:
+        """The body in one piece; empty once it was taken."""
+        body = self._body
+        return body if isinstance(body, bytes) else body.whole()
+
+    @property
+    def body_size(self) -> int:
+        """Bytes in the body."""
+        return len(self._body)
+
+    def take_body(self) -> bytes | Body:
+        """Return the body as it came and forget it. It is counted while the caller keeps it."""
+        body, self._body = self._body, b""
+        return body
 
     @property
     def path(self) -> bytes:

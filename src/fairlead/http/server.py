@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from fairlead.http.backlog import Backlogs
+from fairlead.http.bodies import Bodies
 from fairlead.http.connection import ServerConnection
 from fairlead.http.exchange import Exchange, Listener
 from fairlead.http.messages import Headers, Response, error_response, json_response
@@ -47,6 +48,8 @@ class HttpLimits(NamedTuple):
     header_bytes: int = 32_768
     header_count: int = 100
     body_bytes: int = 64 * 2**20
+    bodies_total_bytes: int = 2**30
+    """Bytes of bodies that are held at once; beyond them the largest that is still coming is refused."""
     header_timeout: float = 10.0
     """From the first byte of a request to the end of its headers."""
     body_timeout: float = 60.0
@@ -73,6 +76,7 @@ class Server:
         self.handler = handler
         self.limits = limits or HttpLimits()
         self.connections: set[ServerConnection] = set()
+        self.bodies = Bodies(self.limits.bodies_total_bytes)
         self.backlogs = Backlogs(self.limits.answer_buffer_bytes, self.limits.answer_buffer_total_bytes)
         self.draining = False
         self._empty = asyncio.Event()
@@ -134,6 +138,17 @@ class Server:
         self.connections.discard(connection)
         if not self.connections:
             self._empty.set()
+
+    def make_room(self, connection: ServerConnection) -> bool:
+        """Return whether ``connection`` may go on with its body; refuse a larger one that is still coming."""
+        bodies = self.bodies
+        while bodies.held > bodies.total:
+            bodies.refused += 1
+            largest = max(self.connections, key=lambda c: c.incoming)
+            if largest.incoming <= connection.incoming:
+                return False
+            largest.refuse_body()
+        return True
 
     def run(self, exchange: Exchange) -> None:
         """Call the handler. Whatever it raises is answered with 500 and logged, never sent."""
