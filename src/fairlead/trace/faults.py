@@ -17,6 +17,9 @@ from fairlead.trace.model import Repair, TraceError
 BROKEN_SHARE = 0.01
 """Share of the lines that may be broken or doubtful before the whole trace is refused."""
 
+MESSAGE_LENGTH = 300
+"""Characters of a line's fault that are shown."""
+
 MAX_TOKENS = (1 << 31) - 1
 MAX_TIME_US = 1 << 60
 
@@ -37,12 +40,13 @@ class Faults:
     def mended(self, rule: str, example: str, count: int = 1) -> None:
         """Count a fault that was mended and is harmless however often it occurs."""
         self._counts[rule] = self._counts.get(rule, 0) + count
-        self._examples.setdefault(rule, example)
+        if rule not in self._examples:
+            self._examples[rule] = _shortened(example)
 
     def doubtful(self, where: str, rule: str, problem: str) -> None:
         """Count a mended fault that counts towards the limit, once for each ``where``."""
         self.mended(rule, f"{where}: {problem}")
-        self._first = self._first or f"{where}: {problem}"
+        self._first = self._first or _shortened(f"{where}: {problem}")
         if where != self._last_where:
             self._suspicious += 1
             self._last_where = where
@@ -82,6 +86,11 @@ class Faults:
                 f"a trace with more than {BROKEN_SHARE:.0%} is refused): {remedy}"
             )
         return tuple(Repair(rule, count, self._examples[rule]) for rule, count in self._counts.items())
+
+
+def _shortened(text: str) -> str:
+    """Return what a line says as a message can show it: a file may hold a number of thousands of digits."""
+    return text if len(text) <= MESSAGE_LENGTH else f"{text[: MESSAGE_LENGTH - 3]}..."
 
 
 def microseconds(field: str, value: float, per_unit: float) -> int:

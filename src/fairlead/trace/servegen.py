@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from random import Random
 from typing import NamedTuple
 
+from fairlead.core.outside import amount, whole
 from fairlead.core.params import Param, Values, nearest
 from fairlead.trace.arrivals import Gap, gamma_gap, weibull_gap
 from fairlead.trace.faults import Faults
@@ -99,7 +100,10 @@ def parse_lengths(content: bytes) -> list[Lengths]:
         for start, fields in json.loads(content).items():
             histograms = [Histogram(_shares(fields[name])) for name in ("input_tokens", "output_tokens")]
             if all(histograms):
-                found.append(Lengths(float(start), *histograms))
+                since = amount(float(start), 1e9)
+                if since is None:
+                    raise ValueError(f"a start is negative or out of range: {start[:100]}")
+                found.append(Lengths(since, *histograms))
     except KeyError as error:
         raise ValueError(f"field {error} is missing") from None
     except (AttributeError, TypeError) as error:
@@ -113,7 +117,10 @@ def _shares(text: str) -> dict[int, float]:
     for item in text.strip("{} \n").split(","):
         if item.strip():
             length, _, share = item.partition(":")
-            shares[int(length)] = float(share)
+            tokens, part = whole(int(length)), amount(float(share), 1e18)
+            if tokens is None or part is None:
+                raise ValueError(f"a length or its share is negative or out of range: {item.strip()[:100]}")
+            shares[tokens] = part
     return shares
 
 
