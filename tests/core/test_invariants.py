@@ -176,14 +176,14 @@ def test_a_request_below_credit_is_sent_at_once_and_says_why() -> None:
     (first,) = d.step(ev.Arrived(1, Request(1, "ann", 100, (1, 2, 3))))
     assert isinstance(first, Dispatch)
     assert first.attempt == 1
-    assert len(first.why.scores) == len(first.why.candidates) == 2
-    assert first.why.matched_tokens == 0
+    assert len(first.reasons.scores) == len(first.reasons.candidates) == 2
+    assert first.reasons.matched_tokens == 0
     assert d.step(ev.FirstToken(2, 1)) == []
     (second,) = d.step(ev.Arrived(2, Request(2, "ann", 100, (1, 2, 3))))
     assert isinstance(second, Dispatch)
     assert second.worker == first.worker
-    assert second.why.matched_tokens == 48
-    assert second.why.credit < first.why.credit
+    assert second.reasons.matched_tokens == 48
+    assert second.reasons.credit < first.reasons.credit
     assert repr(d) == (
         "<Dispatcher queued=0 running=2 done=0 rejected=0 cancelled=0 failed=0 | w1:up 2/256+0 w2:up 0/256+0>"
     )

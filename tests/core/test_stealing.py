@@ -57,7 +57,7 @@ def test_a_worker_with_only_debtors_waiting_takes_a_request_with_credit_from_ano
     d = flooded()
     sent = [c for c in finish(d, 1, 2_000) if isinstance(c, Dispatch)]
     assert [(c.rid, c.worker) for c in sent] == [(6, "w0")]
-    assert "moved" in sent[0].why.policy
+    assert "moved" in sent[0].reasons.policy
     d.check()
 
 

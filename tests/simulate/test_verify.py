@@ -122,7 +122,7 @@ def test_another_parameter_of_a_policy_is_noticed(tmp_path: Path) -> None:
     edit(path, '"quantum":300', '"quantum":301')
     difference = verified(path).difference
     assert difference
-    assert any(".why.credit: " in field for field in difference.fields)
+    assert any(".reasons.credit: " in field for field in difference.fields)
 
 
 def test_another_setting_is_noticed(tmp_path: Path) -> None:
@@ -135,11 +135,11 @@ def test_another_setting_is_noticed(tmp_path: Path) -> None:
 TAMPER = {
     "worker": lambda d: d.__setitem__(2, "w9"),
     "attempt": lambda d: d.__setitem__(3, 7),
-    "why.policy": lambda d: d[4].__setitem__(0, "other"),
-    "why.scores[0]": lambda d: d[4][1].__setitem__(0, d[4][1][0] + 1e-9),
-    "why.candidates[0]": lambda d: d[4][2].__setitem__(0, 5),
-    "why.matched_tokens": lambda d: d[4].__setitem__(3, d[4][3] + 1),
-    "why.credit": lambda d: d[4].__setitem__(4, d[4][4] + 1),
+    "reasons.policy": lambda d: d[4].__setitem__(0, "other"),
+    "reasons.scores[0]": lambda d: d[4][1].__setitem__(0, d[4][1][0] + 1e-9),
+    "reasons.candidates[0]": lambda d: d[4][2].__setitem__(0, 5),
+    "reasons.matched_tokens": lambda d: d[4].__setitem__(3, d[4][3] + 1),
+    "reasons.credit": lambda d: d[4].__setitem__(4, d[4][4] + 1),
 }
 
 

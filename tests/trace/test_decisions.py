@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.core import events as ev
-from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject, Why
+from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reasons, Reject
 from fairlead.core.model import Limits, Request
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.params import PolicyError
@@ -63,6 +63,7 @@ EVENTS = {
     ev.Progressed: st.builds(ev.Progressed, INTEGERS, INTEGERS, INTEGERS),
     ev.Finished: st.builds(ev.Finished, INTEGERS, INTEGERS, MAYBE, MAYBE, MAYBE),
     ev.Failed: st.builds(ev.Failed, INTEGERS, INTEGERS, st.booleans(), TEXT),
+    ev.Refused: st.builds(ev.Refused, INTEGERS, INTEGERS, INTEGERS, TEXT),
     ev.Cancelled: st.builds(ev.Cancelled, INTEGERS, INTEGERS, TEXT),
     ev.WorkerUp: st.builds(ev.WorkerUp, INTEGERS, TEXT, LIMITS, st.booleans()),
     ev.WorkerDown: st.builds(ev.WorkerDown, INTEGERS, TEXT, TEXT, st.booleans()),
@@ -74,9 +75,9 @@ EVENTS = {
     ev.Tick: st.builds(ev.Tick, INTEGERS),
 }
 SLOTS = st.lists(st.integers(0, 99), max_size=4)
-WHYS = st.builds(Why, TEXT, st.lists(NUMBERS | st.just(inf), max_size=4), SLOTS, INTEGERS, NUMBERS)
+REASONS = st.builds(Reasons, TEXT, st.lists(NUMBERS | st.just(inf), max_size=4), SLOTS, INTEGERS, NUMBERS)
 COMMANDS = {
-    Dispatch: st.builds(Dispatch, INTEGERS, TEXT, INTEGERS, WHYS),
+    Dispatch: st.builds(Dispatch, INTEGERS, TEXT, INTEGERS, REASONS),
     Reject: st.builds(Reject, INTEGERS, TEXT, TEXT, INTEGERS),
     Fail: st.builds(Fail, INTEGERS, TEXT),
     Cancel: st.builds(Cancel, INTEGERS, TEXT),
@@ -87,7 +88,7 @@ def test_the_log_knows_every_event_and_command_with_all_their_fields() -> None:
     assert set(EVENTS) == set(get_args(ev.Event))
     assert set(COMMANDS) == set(get_args(Command))
     for logged, real in (
-        (decisions._Request, Request), (decisions._Arrived, ev.Arrived), (decisions._Why, Why),
+        (decisions._Request, Request), (decisions._Arrived, ev.Arrived), (decisions._Reasons, Reasons),
         (decisions._CacheStored, ev.CacheStored), (decisions._CacheEvicted, ev.CacheEvicted),
     ):  # fmt: skip
         assert logged._fields == real._fields
@@ -105,8 +106,8 @@ def test_a_record_is_read_as_it_was_written(event: ev.Event, commands: list[Comm
 
 def test_a_record_can_be_read_by_eye() -> None:
     request = Request(7, "ann", 33, [1, 2], 16, None, "s", 5, True)
-    why = Why("lmetric", (3.5, inf), (0, 1), 16, -4)
-    assert encode([(ev.Arrived(5, request), [Dispatch(7, "w1", 1, why)]), (ev.Tick(6), ())]) == (
+    reasons = Reasons("lmetric", (3.5, inf), (0, 1), 16, -4)
+    assert encode([(ev.Arrived(5, request), [Dispatch(7, "w1", 1, reasons)]), (ev.Tick(6), ())]) == (
         b'["Arrived",[5,[7,"ann",33,"AQAAAAAAAAACAAAAAAAAAA==",16,null,"s",5,true,1]],'
         b'[["Dispatch",7,"w1",1,["lmetric",[3.5,null],[0,1],16,-4]]]]\n'
         b'["Tick",[6]]\n'

@@ -1,4 +1,4 @@
-"""What to do: the dispatcher's answers. Each carries its why."""
+"""What to do: the dispatcher's answers. A dispatch says its reasons."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from fairlead.core.model import RequestId, WorkerId
 
 
-class Why(NamedTuple):
+class Reasons(NamedTuple):
     """The reasons of one dispatch, kept as references so that recording them costs nothing."""
 
     policy: str
@@ -27,7 +27,7 @@ class Dispatch(NamedTuple):
     rid: RequestId
     worker: WorkerId
     attempt: int
-    why: Why
+    reasons: Reasons
 
 
 class Reject(NamedTuple):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from fairlead.core import events as ev
 from fairlead.core import invariants
-from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject, Why
+from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reasons, Reject
 from fairlead.core.fleet import FleetState
 from fairlead.core.holding import Holding
 from fairlead.core.job import Job
@@ -503,9 +503,9 @@ class Dispatcher:
             self.routing.corrected(job.client, slot, 0, change)
         job.account = self.ledger.reserve(job.client, job.extend, self.now)
         credit = self.ordering.admitted(slot, job, job.extend)
-        branch = choice.branch or self.routing.name
-        why = Why(branch, choice.scores, job.candidates, job.request.prompt_tokens - job.extend, credit)
-        out.append(Dispatch(job.rid, self.fleet.ids[slot], job.attempts, why))
+        branch, matched = choice.branch or self.routing.name, job.request.prompt_tokens - job.extend
+        reasons = Reasons(branch, choice.scores, job.candidates, matched, credit)
+        out.append(Dispatch(job.rid, self.fleet.ids[slot], job.attempts, reasons))
 
     def _leave_queue(self, job: Job) -> None:
         """Take a queued request out of its worker's queue, or of the parked ones; it costs nothing."""

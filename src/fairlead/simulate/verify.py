@@ -27,7 +27,7 @@ class Difference:
     """File and line."""
     event: str
     fields: tuple[str, ...]
-    """What differs, such as ``[0].why.scores[1]: 4.0, now 5.0``; the log's value first."""
+    """What differs, such as ``[0].reasons.scores[1]: 4.0, now 5.0``; the log's value first."""
     expected: str
     got: str
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, get_args
 import msgspec
 
 from fairlead.core import events as ev
-from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject, Why
+from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reasons, Reject
 from fairlead.core.dispatcher import Dispatcher, Settings
 from fairlead.core.model import BlockKey, Request
 from fairlead.core.ordering import ORDERINGS, OrderingContext, make_ordering
@@ -250,8 +250,8 @@ class _CacheEvicted(NamedTuple):
     keys: bytes
 
 
-class _Why(NamedTuple):
-    """A ``Why`` whose scores may be null."""
+class _Reasons(NamedTuple):
+    """A ``Reasons`` whose scores may be null."""
 
     policy: str
     scores: list[int | float | None]
@@ -265,7 +265,7 @@ class _Dispatch(NamedTuple):
     rid: int
     worker: str
     attempt: int
-    why: _Why
+    reasons: _Reasons
 
 
 def _unpack(packed: bytes) -> list[BlockKey]:
@@ -334,9 +334,9 @@ def decode_outcome(text: bytes) -> Outcome:
 def _command(fields: list[Any]) -> Command:
     name, *rest = fields
     if name == "Dispatch":
-        _, rid, worker, attempt, why = msgspec.convert(fields, _Dispatch)
-        scores = [inf if score is None else score for score in why.scores]
-        return Dispatch(rid, worker, attempt, Why(why.policy, scores, *why[2:]))
+        _, rid, worker, attempt, reasons = msgspec.convert(fields, _Dispatch)
+        scores = [inf if score is None else score for score in reasons.scores]
+        return Dispatch(rid, worker, attempt, Reasons(reasons.policy, scores, *reasons[2:]))
     kind = _COMMANDS.get(name)
     if kind is None:
         raise ValueError(f"there is no command called '{name}'")
