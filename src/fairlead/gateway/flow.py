@@ -440,7 +440,7 @@ class Flow:
             if self.first_us and output > 1:
                 self.figures.per_token.observe((now - self.first_us) / 1e6 / (output - 1))
         scheduler.step(ev.Finished(now, rid, prompt, cached, output))
-        self._ended("ok")
+        self._ended("error" if self.tap is not None and self.tap.failed else "ok")
 
     def _believed(self, usage: Usage, worker: Worker) -> outside.Usage:
         """Return the figures of ``usage`` that can be true; the worker's others are counted and ignored."""

@@ -35,7 +35,7 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class Tap:
     """One stream. ``hide`` leaves out the usage, which only the gateway asked for."""
 
-    __slots__ = ("_lf", "_plain", "_roles", "_started", "began", "events", "hide", "tail", "usage")
+    __slots__ = ("_lf", "_plain", "_roles", "_started", "began", "events", "failed", "hide", "tail", "usage")
 
     def __init__(self, hide: bool) -> None:
         self.hide = hide
@@ -46,6 +46,8 @@ class Tap:
         self.events = 0
         """Events with tokens since the caller last took the count. An estimate: usage settles it."""
         self.usage: Usage | None = None
+        self.failed = False
+        """Whether the engine said in an event that the answer failed."""
         self._plain = False
         """The next byte begins an event, and nothing is known that says otherwise."""
         self._started = False
@@ -67,7 +69,9 @@ class Tap:
             self.events += data.count(b"\n\n") or len(_EVENT_END.findall(data))
         else:
             self._look_for_token(data)
-        # Inside a JSON string the quotes would be escaped, so this is a field, not generated text.
+        # Inside a JSON string the quotes would be escaped, so these are fields, not generated text.
+        if b'"error"' in data and not self.failed:
+            self.failed = any(_says_error(event) for event in _events(data))
         if b'"usage"' in data:
             return self._read_usage(data)
         return data
@@ -230,6 +234,12 @@ def _fields(data: bytes) -> dict[str, msgspec.Raw]:
         return _FIELDS.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
+
+
+def _says_error(event: bytes) -> bool:
+    """Say whether an event is an engine's error, as vLLM and SGLang send it once an answer has begun."""
+    said = _fields(_data(event)).get("error")
+    return said is not None and bytes(said) not in _NOTHING
 
 
 def _only_role(choice: dict[str, Any]) -> bool:
