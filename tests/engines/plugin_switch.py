@@ -23,7 +23,7 @@ class SwitchScheduler(SyncDLPMScheduler):
     def add_request(self, request: Any) -> None:
         params = request.sampling_params
         client = (params.extra_args or {}).get("client_id", "")
-        if client.startswith(TELLS):
+        if isinstance(client, str) and client.startswith(TELLS):
             assert not self.requests
             self._begin(client.removeprefix(TELLS))
         super().add_request(request)
