@@ -109,7 +109,9 @@ class Config:
     retry_statuses: tuple[str, ...] = _option(
         ("429", "500", "502", "503", "504"), "status codes of a worker after which another worker is tried"
     )
-    cb_failure_threshold: int = _option(5, "failures in a row after which a worker gets no more requests", 1)
+    cb_failure_threshold: int = _option(
+        5, "failed requests in a row after which a worker gets no more, if they are its fault", 1
+    )
     cb_timeout_secs: float = _option(
         10.0, "how long such a worker gets no requests before it is tried again", 0
     )

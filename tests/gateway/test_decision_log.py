@@ -210,3 +210,22 @@ def test_every_policy_can_be_described_for_the_log() -> None:
             again = setup.dispatcher()
             assert again.settings == made.settings
             assert (again.routing.name, again.ordering.name) == (policy, order)
+
+
+def test_invariant_6_holds_with_workers_that_have_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.log"
+
+    async def main() -> None:
+        full = MockWorker(answer(status=503))
+        async with serving(
+            full, MockWorker(), file={"decision_log": str(path)}, queue_timeout_secs=5
+        ) as served:
+            for _ in range(4):
+                assert (await served.post(chat()))[0] == 200
+            await asyncio.sleep(0.4)  # until it is asked again
+            assert (await served.post(chat()))[0] == 200
+
+    run(main)
+    verdict = verify(LogReader(path))
+    assert verdict.identical, verdict.difference
+    assert verdict.events["Refused"] >= 1

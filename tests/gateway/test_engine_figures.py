@@ -178,7 +178,7 @@ FAULTS = {
     "in settling": "fairlead.gateway.flow.Flow._settle",
     "at a first token": "fairlead.gateway.flow.Flow._first_token",
     "in reporting progress": "fairlead.gateway.flow.Flow.take_progress",
-    "in counting a success": "fairlead.gateway.workers.Workers.succeeded",
+    "in counting a success": "fairlead.gateway.workers.Worker.succeeded",
     "in counting a failure": "fairlead.gateway.workers.Workers.failed",
     "in passing on": "fairlead.http.exchange.Exchange.send",
     "in beginning to answer": "fairlead.http.exchange.Exchange.begin",

@@ -63,7 +63,7 @@ def test_failures_in_a_row_open_the_circuit_and_probing_closes_it():
             for _ in range(2):
                 assert (await served.post(chat()))[0] == 200
             assert len(bad.asked) == 4
-            assert known.failures == 0
+            assert not known.failures
 
     run(main)
 

@@ -244,7 +244,7 @@ class SequenceCapacity:
 
     It falls to what the engine really runs when requests wait inside it at two readings in a row (one
     is normal: a request just sent waits for the next step), and grows again by an eighth while all of
-    it is used and none waits.
+    it is used and none waits. When the engine refuses a request it falls at once.
     """
 
     __slots__ = ("_waited", "ceiling", "now")
@@ -264,4 +264,9 @@ class SequenceCapacity:
             self._waited = False
             if sent >= self.now:
                 self.now = min(self.ceiling, self.now + max(1, self.now // 8))
+        return self.now
+
+    def refused(self, sent: int) -> int:
+        """The engine has no room for more than the ``sent`` requests that it has. Return the capacity."""
+        self.now = max(1, min(self.now, sent))
         return self.now

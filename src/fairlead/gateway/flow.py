@@ -27,7 +27,11 @@ from fairlead.http.server import Exchange
 
 _KEPT_BYTES = 8 * 2**20
 """Of an answer that is not a stream as much is kept to read its usage; of an error as much to pass on."""
+_WAITING_BYTES = 64 * 2**10
+"""As much of a refusal is kept while its request waits again."""
 _STATUS_OF = {"queue_full": 429}
+_NO_ROOM = {429, 503}
+"""Statuses with which an engine says that it has no room now. That is no fault."""
 _KV_TOKENS = 2**24
 """What an engine is taken to hold at most if it does not say."""
 
@@ -92,6 +96,7 @@ class Flow:
         "call",
         "client",
         "exchange",
+        "failed_on",
         "fields",
         "figures",
         "first_us",
@@ -148,6 +153,8 @@ class Flow:
         self.listed = False
         """Whether the scheduler will ask for progress soon."""
         self.worker: Worker | None = None
+        self.failed_on: Worker | None = None
+        """The first worker that the request failed on, once connected."""
         self.call: Call | None = None
         self.status = 0
         self.streamed = False
@@ -196,6 +203,9 @@ class Flow:
     def reject(self, command: Reject) -> None:
         """Tell the client that it will not be served now."""
         self._ended(command.code)
+        if self.refused is not None and command.code == "queue_timeout":
+            self._pass_refusal(self.refused, command.retry_after_s)
+            return
         status = _STATUS_OF.get(command.code, 503)
         retry = None if status == 400 else command.retry_after_s
         self.exchange.reply(error_response(status, command.message, command.code, retry_after_s=retry))
@@ -203,16 +213,12 @@ class Flow:
     @_guarded
     def fail(self, command: Fail) -> None:
         """Tell the client that its request failed for good, as far as that can still be told."""
-        exchange = self.exchange
         if self.refused is None:
             self._ended("error")
             self._tell_failure(command.reason)
             return
         self._ended("error" if self.status >= 500 else f"status_{self.status}")
-        fields = [f for f in self.refused if f[0] not in HOP_BY_HOP]
-        body = b"".join(self.kept)
-        exchange.begin(head(self.status, fields), len(body))
-        exchange.finish(body)
+        self._pass_refusal(self.refused)
 
     def _tell_failure(self, reason: str) -> None:
         """Tell the client as much as can still be told: an answer, an event, or a cut connection."""
@@ -267,7 +273,7 @@ class Flow:
         if self.live and self.tap is not None and self.tap.usage is not None:
             # It has all of the answer and did not wait for the end of the stream, as OpenAI's library does.
             assert self.worker is not None
-            self.scheduler.workers.succeeded(self.worker)
+            self.worker.succeeded()
             self._settle(self.tap.usage, self.worker)
         elif self.live:
             if self.first_us:
@@ -291,7 +297,7 @@ class Flow:
             return False
         self.call.pause()
         if self.live:
-            self.scheduler.workers.succeeded(worker)
+            worker.succeeded()
             self._settle(None, worker)
             self.kept.clear()
             self.kept_size = _KEPT_BYTES  # nothing more is kept
@@ -367,7 +373,7 @@ class Flow:
             self.call = None
             self.status = head.status
             self.body = b""
-            worker.failures = 0
+            worker.succeeded()
             self._settle(usage_of(body), worker)
             self.exchange.whole(lines, body)
         except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
@@ -377,7 +383,7 @@ class Flow:
         """The answer is whole: settle."""
         try:
             self.call = None
-            scheduler, worker = self.scheduler, self.worker
+            worker = self.worker
             assert worker is not None
             if self.refused is not None:
                 self._refused_by(worker)
@@ -385,7 +391,7 @@ class Flow:
             if not self.live:  # settled when the client fell behind
                 self.exchange.finish()
                 return
-            scheduler.workers.succeeded(worker)
+            worker.succeeded()
             tap = self.tap
             if tap is not None:
                 rest = tap.rest()  # may hold the usage
@@ -405,13 +411,9 @@ class Flow:
         scheduler, worker = self.scheduler, self.worker
         assert worker is not None
         self.refused = None
-        scheduler.workers.failed(worker, unreachable=error.kind in {"connect", "closed"})
+        retryable = self._failed_on(worker, error.kind) and not error.answered
         if self.live:
-            scheduler.step(
-                ev.Failed(
-                    scheduler.now_us(), self.request.rid, retryable=not error.answered, reason=str(error)
-                )
-            )
+            scheduler.step(ev.Failed(scheduler.now_us(), self.request.rid, retryable, str(error)))
         else:
             self.exchange.abort()  # settled when the client fell behind, and not whole
 
@@ -458,15 +460,38 @@ class Flow:
         return found
 
     def _refused_by(self, worker: Worker) -> None:
-        scheduler, status = self.scheduler, self.status
-        if status >= 500:
-            scheduler.workers.failed(worker, unreachable=False)
-        else:
-            scheduler.workers.succeeded(worker)
+        """The answer is an error, which another worker may avert: tell whose it is."""
+        scheduler, status, headers = self.scheduler, self.status, self.refused
+        assert headers is not None
         retryable = status in scheduler.retry_statuses
-        scheduler.step(
-            ev.Failed(scheduler.now_us(), self.request.rid, retryable, f"the worker answered {status}")
+        if retryable and status in _NO_ROOM:
+            if self.kept_size > _WAITING_BYTES:
+                self.refused = None
+                self.kept.clear()
+            scheduler.workers.refused(worker, self.request.rid, status, headers)
+            return
+        if status >= 500 and status not in _NO_ROOM:
+            retryable = self._failed_on(worker, "answer") and retryable
+        reason = f"the worker answered {status}"
+        scheduler.step(ev.Failed(scheduler.now_us(), self.request.rid, retryable, reason))
+
+    def _failed_on(self, worker: Worker, kind: str) -> bool:
+        """Tell of a failure; return whether another worker may be tried."""
+        may = self.scheduler.workers.failed(
+            worker, kind, self.request.rid, self.request.client, self.failed_on
         )
+        if kind != "connect":
+            self.failed_on = self.failed_on or worker
+        return may
+
+    def _pass_refusal(self, headers: Headers, retry_after_s: int | None = None) -> None:
+        """Answer with the worker's own error."""
+        fields = [field for field in headers if field[0] not in HOP_BY_HOP]
+        if retry_after_s is not None and not any(name == b"retry-after" for name, _ in fields):
+            fields.append((b"retry-after", b"%d" % retry_after_s))
+        body = b"".join(self.kept)
+        self.exchange.begin(head(self.status, fields), len(body))
+        self.exchange.finish(body)
 
     def _ended(self, result: str) -> None:
         self.live = False

@@ -232,6 +232,9 @@ class Exposition:
         failures = core.CounterMetricFamily(
             "fairlead_worker_failures", "Requests that failed on it.", labels=["worker"]
         )
+        refusals = core.CounterMetricFamily(
+            "fairlead_worker_refusals", "Requests that it had no room for (429, 503).", labels=["worker"]
+        )
         stale = core.CounterMetricFamily(
             "fairlead_worker_stale_retries", "Requests sent again on a new connection.", labels=["worker"]
         )
@@ -246,10 +249,11 @@ class Exposition:
             for figure, count in engine.ignored.items():
                 ignored.add_metric([engine.id, figure], count)
             failures.add_metric([engine.id], engine.failed)
+            refusals.add_metric([engine.id], engine.refused)
             stale.add_metric([engine.id], engine.pool.stale_retries)
             if engine.reported_prompt_tokens:
                 real.add_metric([engine.id], engine.reported_cached_tokens / engine.reported_prompt_tokens)
-        yield from (up, real, precise, failures, stale, ignored)
+        yield from (up, real, precise, failures, refusals, stale, ignored)
 
     def _of_itself(self, core: Any) -> Iterator["Metric"]:
         metrics = self._metrics

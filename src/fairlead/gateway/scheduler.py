@@ -13,6 +13,7 @@ from fairlead.config import Config
 from fairlead.core import events as ev
 from fairlead.core.commands import Dispatch, Fail, Reject
 from fairlead.core.lifecycle import LifecycleError
+from fairlead.core.model import ClientId
 from fairlead.gateway.assembly import configured_dispatcher, kv_follower, make_prompts
 from fairlead.gateway.decision_log import open_decision_log
 from fairlead.gateway.flow import Flow
@@ -44,6 +45,7 @@ class Scheduler:
             self.step,
             self.now_us,
             self._running_on,
+            self._serves_others,
             (lambda worker, sources: kv_follower(config, worker, sources, self.step, self.now_us))
             if config.tokenizer and config.kv_events
             else None,
@@ -194,3 +196,13 @@ class Scheduler:
     def _running_on(self, worker_id: str) -> int:
         fleet = self.dispatcher.fleet
         return fleet.running[fleet.slots[worker_id]]
+
+    def _serves_others(self, worker_id: str, client: ClientId) -> bool:
+        """Say whether a request of another client is under way on the worker."""
+        return any(
+            flow.call is not None
+            and flow.worker is not None
+            and flow.worker.id == worker_id
+            and flow.request.client != client
+            for flow in self.flows.values()
+        )

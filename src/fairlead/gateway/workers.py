@@ -7,14 +7,18 @@ of this touches the counts of requests in flight: those are the dispatcher's own
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 from fairlead.config import Config
 from fairlead.core import events as ev
-from fairlead.core.model import Limits
+from fairlead.core.model import ClientId, Limits, RequestId
 from fairlead.gateway import engines
+from fairlead.gateway.breaker import Failure, FailureRow
+from fairlead.gateway.retry_after import pause, retry_after
 from fairlead.http.client import ClientTimeouts, Pool, UpstreamError
+from fairlead.http.messages import Headers
 
 if TYPE_CHECKING:
     from fairlead.gateway.kv_events import KvEvents
@@ -41,10 +45,16 @@ class Worker:
             self.headers = ((b"authorization", b"Bearer " + config.worker_api_key.encode()),)
         self.up = False
         self.failed_checks = 0
-        self.failures = 0
-        """Failed requests in a row."""
+        self.failures = FailureRow(config.cb_failure_threshold)
+        """Requests that failed since its last good answer, as far as that may be its fault."""
         self.failed = 0
         """Failed requests in all."""
+        self.refused = 0
+        """Requests in all that it had no room for."""
+        self.refused_in_a_row = 0
+        """Times that it was left alone for that since its last good answer."""
+        self.held_until = 0.0
+        """It is left alone until then, in the loop's seconds."""
         self.closed_until = 0.0
         """The circuit breaker keeps it out until then, in the loop's seconds."""
         self.look = asyncio.Event()
@@ -76,6 +86,11 @@ class Worker:
         if not before:
             log.warning("worker %s says what cannot be: %s %.80r; it is ignored", self.id, figure, said)
 
+    def succeeded(self) -> None:
+        """It gave a good answer: failures and refusals are counted anew."""
+        self.failures.clear()
+        self.refused_in_a_row = 0
+
     def count_hit(self, prompt_tokens: int, cached_tokens: int) -> None:
         """Note what the engine reported of one prompt."""
         self.reported_prompt_tokens = self.reported_prompt_tokens * 0.98 + prompt_tokens
@@ -85,8 +100,9 @@ class Worker:
 class Workers:
     """All engines. ``emit`` takes events to the dispatcher; ``now_us`` is the clock of events.
 
-    ``running`` tells how many requests a worker has by our books. ``follow`` makes the KV-event
-    follower of a worker, or None where its events cannot be used.
+    ``running`` tells how many requests a worker has by our books, and ``serves_others`` whether one of
+    them is of another client than the one named. ``follow`` makes the KV-event follower of a worker, or
+    None where its events cannot be used.
     """
 
     def __init__(
@@ -95,12 +111,14 @@ class Workers:
         emit: Emit,
         now_us: Callable[[], int],
         running: Callable[[str], int],
+        serves_others: Callable[[str, ClientId], bool],
         follow: "Callable[[Worker, bytes], KvEvents | None] | None" = None,
     ) -> None:
         self._config = config
         self._emit = emit
         self._now_us = now_us
         self._running = running
+        self._serves_others = serves_others
         self._follow = follow
         self.by_id: dict[str, Worker] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -143,19 +161,64 @@ class Workers:
         for worker in self:
             await worker.pool.close()
 
-    def failed(self, worker: Worker, *, unreachable: bool) -> None:
-        """A request failed on the worker; after enough in a row the circuit opens."""
-        worker.failed += 1
-        worker.failures += 1
-        if unreachable:
-            worker.look.set()
-        if worker.up and worker.failures >= self._config.cb_failure_threshold:
-            worker.closed_until = asyncio.get_running_loop().time() + self._config.cb_timeout_secs
-            self._take_down(worker, f"{worker.failures} failures in a row", forget_cache=False)
+    def failed(
+        self, worker: Worker, kind: str, rid: RequestId, client: ClientId, before: Worker | None
+    ) -> bool:
+        """A request failed on the worker. Return whether another worker may be tried.
 
-    def succeeded(self, worker: Worker) -> None:
-        """A request was answered: the row of failures ends."""
-        worker.failures = 0
+        ``kind`` is that of an ``UpstreamError``, or ``answer`` for an answer that says so; ``before`` the
+        worker that the request failed on already.
+        """
+        worker.failed += 1
+        if kind in {"connect", "closed"}:
+            worker.look.set()
+        if kind != "connect" and before is not None and before is not worker:
+            before.failures.withdraw(rid)
+            self._reconsider(before)
+            return False
+        worker.failures.add(rid, Failure(client, silent=kind in {"connect", "closed", "timeout"}))
+        if worker.up and self._at_fault(worker):
+            worker.closed_until = asyncio.get_running_loop().time() + self._config.cb_timeout_secs
+            self._take_down(worker, f"{len(worker.failures)} failures in a row", forget_cache=False)
+        return True
+
+    def _at_fault(self, worker: Worker) -> bool:
+        """Say whether the circuit of a worker is to open: whether its failures are its own."""
+        row, enough = worker.failures, self._config.cb_failure_threshold
+        if len(row) < enough:
+            return False
+        client = row.only_client
+        if client is not None and self._serves_others(worker.id, client):
+            return False  # how others fare there will tell
+        others = [other for other in self if other.up and other is not worker]
+        if others:
+            return any(not other.failures for other in others)
+        return row.silent >= enough
+
+    def _reconsider(self, worker: Worker) -> None:
+        """Close the circuit again if what opened it was the fault of requests."""
+        open_now = worker.closed_until > asyncio.get_running_loop().time()
+        if open_now and len(worker.failures) < self._config.cb_failure_threshold:
+            worker.closed_until = 0.0
+            worker.look.set()
+
+    def refused(self, worker: Worker, rid: RequestId, status: int, headers: Headers) -> None:
+        """The worker said that it has no room for a request: leave it alone for a while, then send less."""
+        now = asyncio.get_running_loop().time()
+        worker.refused += 1
+        if now >= worker.held_until:
+            worker.refused_in_a_row += 1
+        wait = retry_after(headers, time.time()) or pause(worker.refused_in_a_row)
+        worker.held_until = max(worker.held_until, now + wait)
+        reason = f"the worker answered {status}"
+        self._emit(ev.Refused(self._now_us(), rid, int(wait * 1e6), reason))
+        if not self._config.engine_ordering:  # else how much it takes is its own to say
+            self._set_sequences(worker, worker.sequences.refused(self._running(worker.id)))
+
+    def _set_sequences(self, worker: Worker, sequences: int) -> None:
+        if sequences != worker.limits.max_num_seqs:
+            worker.limits = worker.limits._replace(max_num_seqs=sequences)
+            self._emit(ev.WorkerChanged(self._now_us(), worker.id, worker.limits))
 
     def _take_down(self, worker: Worker, reason: str, *, forget_cache: bool) -> None:
         worker.up = False
@@ -210,8 +273,7 @@ class Workers:
         models = await engines.models(worker.pool, worker.headers, timeout, worker.ignore)
         worker.models = models or worker.models
         worker.limits = self._limits(worker)
-        # A worker that just failed a row of requests has to prove itself: one more failure is enough.
-        worker.failures = min(worker.failures, self._config.cb_failure_threshold - 1)
+        worker.failures.trust_again()
         worker.up = True
         log.info(
             "worker %s is up: %s, %d sequences, %d KV tokens, models %s",
@@ -258,7 +320,10 @@ class Workers:
             self._config.health_timeout_secs,
             worker.ignore,
         )
-        if load is None or not worker.up:
+        if not worker.up:
+            return
+        if load is None:  # then only refusals tell
+            self._set_sequences(worker, worker.sequences.read(engines.Load(0, 0), self._running(worker.id)))
             return
         sequences = worker.limits.max_num_seqs
         if not self._config.engine_ordering:  # else that requests wait in it is as it should be
