@@ -37,11 +37,7 @@ HOT = (
     "engine/model.py",
     "engine/profiles.py",
     "engine/steptime.py",
-    "simulate/enginerun.py",
-    "simulate/gaps.py",
-    "simulate/meter.py",
-    "simulate/recorder.py",
-    "simulate/world.py",
+    "simulate/world/*.py",
     "trace/generators/*.py",
 )
 """What is compiled: patterns in the package. Packages' own ``__init__`` stay as they are."""

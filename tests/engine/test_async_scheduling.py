@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fairlead.core.model import RequestId
 from fairlead.engine.model import Engine
-from fairlead.simulate.enginerun import IDLE, EngineRun
+from fairlead.simulate.world.enginerun import IDLE, EngineRun
 from tests.engine.test_model import JOBS, engine_of, job, jobs_of, run
 
 RUNS = settings(max_examples=60, deadline=None)

@@ -15,7 +15,7 @@ from fairlead.core.model import Request
 from fairlead.engine.model import Engine as Model
 from fairlead.engine.profiles import DEFAULT_PROFILE, load_profile
 from fairlead.engine.steptime import StepTime
-from fairlead.simulate.enginerun import IDLE, EngineRun
+from fairlead.simulate.world.enginerun import IDLE, EngineRun
 from fairlead.trace.generators import generate
 from fairlead.trace.model import Trace, Turn
 from tests.engines.bare_scheduler import Arrival, Bare, Outcome

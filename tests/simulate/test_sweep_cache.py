@@ -115,7 +115,7 @@ def test_a_maximum_that_is_kept_is_measured_again_by_other_code(
     (kept,) = (tmp_path / "capacity").iterdir()
     kept.write_text(kept.read_text().replace(str(found.requests_per_s), "1.5"))
     assert measure(trace, settings).requests_per_s == 1.5
-    monkeypatch.setattr(code, "sources", lambda _: {"fairlead.simulate.world": kept})
+    monkeypatch.setattr(code, "sources", lambda _: {"fairlead.simulate.world.world": kept})
     monkeypatch.setattr(capacity, "hash_of", code.hash_of.__wrapped__)
     assert measure(trace, settings) == found
 
@@ -124,8 +124,8 @@ def test_the_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     before, name = key(small()), code_hash()
     real = sources("fairlead.simulate.sweep.cell")
     changed = tmp_path / "world.py"
-    changed.write_bytes(real["fairlead.simulate.world"].read_bytes() + b"# a comment\n")
-    monkeypatch.setattr(code, "sources", lambda _: real | {"fairlead.simulate.world": changed})
+    changed.write_bytes(real["fairlead.simulate.world.world"].read_bytes() + b"# a comment\n")
+    monkeypatch.setattr(code, "sources", lambda _: real | {"fairlead.simulate.world.world": changed})
     monkeypatch.setattr(sweep_cache, "hash_of", code.hash_of.__wrapped__)
     assert code_hash() != name
     assert key(small()) != before
@@ -143,7 +143,7 @@ def test_the_code_is_all_that_decides_and_nothing_that_only_shows() -> None:
         "fairlead.core.dispatcher",
         "fairlead.engine.model",
         "fairlead.engine.profiles",
-        "fairlead.simulate.world",
+        "fairlead.simulate.world.world",
         "fairlead.report.metrics",
         *registered,
     }

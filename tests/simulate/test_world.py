@@ -162,7 +162,7 @@ def test_every_request_ends_in_one_known_way_and_nothing_is_left(trace: Trace, c
     dead = chosen.workers == 1 and any(not fault.for_us for fault in chosen.faults)
     if not dead:
         assert not counts["unfinished"]
-        assert len(requests) + world.unserved == trace.requests
+        assert len(requests) + world.clients.abandoned == trace.requests
     for row, outcome in enumerate(requests.outcome):
         if outcome == DONE:
             assert (
@@ -249,7 +249,7 @@ def test_a_turn_without_an_answer_ends_its_session() -> None:
     world = World(trace_of([Session(0, "a", chain)]), Settings(workers=1, **SMALL))
     run = world.run()
     assert list(run.requests.outcome) == [FAILED]
-    assert world.unserved == 2
+    assert world.clients.abandoned == 2
 
 
 def test_a_worker_that_dies_loses_only_what_was_being_answered() -> None:

@@ -114,7 +114,7 @@ def _search(trace: Trace, settings: Settings, say: Callable[[str], None]) -> flo
         """Return start and length of every session's every turn, if so many requests a second arrive."""
         world = World(stretch(trace, own_rate / rate), settings)
         ends: list[tuple[int, int]] = []
-        world.ends = ends
+        world.clients.ends = ends
         world.run()
         return ends
 

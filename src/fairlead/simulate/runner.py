@@ -70,14 +70,17 @@ def simulate(
         if not found.whole:
             run.labels = [*run.labels, f"reachable hit rate of the first {found.requests:,} requests"]
     run.reachable_hit_rate = reachable
-    if world.unserved:
-        run.labels = [*run.labels, f"{world.unserved} turns never came: the one before them had no answer"]
+    if world.clients.abandoned:
+        run.labels = [
+            *run.labels,
+            f"{world.clients.abandoned} turns never came: the one before them had no answer",
+        ]
     requests = run.requests
     sizes = Sizes(
         longest_prompt=max(requests.prompt, default=0),
         longest_output=max(requests.output, default=0),
-        max_num_seqs=world.max_num_seqs,
-        kv_tokens=world.kv_tokens,
+        max_num_seqs=world.workers.max_num_seqs,
+        kv_tokens=world.workers.kv_tokens,
         least_weight=min(run.weights, default=1.0),
     )
     value, text = bound(settings, sizes)
