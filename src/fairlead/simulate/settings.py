@@ -1,17 +1,16 @@
 """Everything that shapes a simulation, and how its parts are made from it."""
 
 from dataclasses import asdict, dataclass, field
-from random import Random
 from typing import Any
 
 from fairlead.core.dispatcher import Dispatcher
-from fairlead.core.dispatcher import Settings as DispatcherSettings
+from fairlead.core.make import make_dispatcher
 from fairlead.core.model import ClientId, Costs
 from fairlead.core.ordering import ORDERINGS, make_ordering
 from fairlead.core.ordering.base import Ordering, OrderingContext
 from fairlead.core.registry import Registry, parse_spec
-from fairlead.core.routing import POLICIES, make_routing
-from fairlead.core.routing.base import RoutingContext
+from fairlead.core.routing import POLICIES
+from fairlead.core.settings import Settings as DispatcherSettings
 from fairlead.engine.profiles import DEFAULT_PROFILE, Profile, load_profile
 
 GATEWAY, ENGINE = "gateway", "engine"
@@ -100,22 +99,16 @@ class Settings:
 
     def dispatcher(self, weights: dict[ClientId, float]) -> Dispatcher:
         """Make the dispatcher: the one that the gateway runs."""
-        name, given = parse_spec(self.policy)
-        routing = make_routing(name, given, RoutingContext(Random(self.seed), self.costs))
         forward = self.topology == ENGINE
-        ordering = make_ordering("fcfs", {}, OrderingContext(self.costs)) if forward else self.ordering()
-        return Dispatcher(
-            routing,
-            ordering,
-            DispatcherSettings(
-                costs=self.costs,
-                max_queued=self.max_queued,
-                queue_timeout_us=self.queue_timeout_us,
-                prefill_backlog_us=0 if forward else self.prefill_backlog_us,
-                forward=forward,
-            ),
-            weights,
+        settings = DispatcherSettings(
+            costs=self.costs,
+            max_queued=self.max_queued,
+            queue_timeout_us=self.queue_timeout_us,
+            prefill_backlog_us=0 if forward else self.prefill_backlog_us,
+            forward=forward,
         )
+        order = "fcfs" if forward else self.order
+        return make_dispatcher(order, self.policy, settings=settings, weights=weights, seed=self.seed)
 
     def as_dict(self) -> dict[str, Any]:
         """Return every option, JSON-ready, with the policies' parameters spelled out."""
