@@ -189,11 +189,13 @@ class Gateway:
         taken = exchange.take_body()
         body = taken if isinstance(taken, bytes) else taken.whole()
         tap = None
+        continuous = False
         if streamed:
             options = asked.stream_options
             hide = self.config.ask_usage and not (options is not None and options.include_usage)
             if hide:
                 body = with_usage(body, asked)
+                continuous = options is not None and bool(options.continuous_usage_stats)
             tap = Tap(hide)
         xargs = None
         if self.config.engine_ordering and isinstance(asked, ChatAsked | CompletionAsked):
@@ -212,6 +214,7 @@ class Gateway:
             tap,
             xargs,
             most,
+            continuous,
         )
         exchange.listener = flow
         self.scheduler.arrive(flow)

@@ -13,12 +13,12 @@ from fairlead.core import events as ev
 from fairlead.core import outside
 from fairlead.core.commands import Dispatch, Fail, Reject
 from fairlead.core.model import Request
-from fairlead.gateway.engines import VLLM
+from fairlead.gateway.engines import SGLANG, VLLM
 from fairlead.gateway.identity import Client
 from fairlead.gateway.metrics import ClientFigures
 from fairlead.gateway.prompt import Prompt, PromptKeys
 from fairlead.gateway.sse import Tap
-from fairlead.gateway.wire import Most, Usage, usage_of, with_xargs
+from fairlead.gateway.wire import Most, Usage, usage_of, with_xargs, without_continuous_usage
 from fairlead.gateway.workers import Worker, Workers
 from fairlead.http.client import Call, UpstreamError
 from fairlead.http.heads import ResponseHead, with_length
@@ -95,6 +95,7 @@ class Flow:
         "body",
         "call",
         "client",
+        "continuous",
         "exchange",
         "failed_on",
         "fields",
@@ -132,6 +133,7 @@ class Flow:
         tap: Tap | None,
         xargs: bool | None,
         most: Most,
+        continuous: bool,
     ) -> None:
         self.scheduler = scheduler
         self.exchange = exchange
@@ -147,6 +149,8 @@ class Flow:
         self.xargs = xargs
         """Whether the body has ``vllm_xargs`` of its own; None if it is no place to name the client."""
         self.most = most
+        self.continuous = continuous
+        """Whether the client asked for usage in each chunk, but not for usage: only the gateway did that."""
         self.arrived_us = request.arrived_us
         self.first_us = 0
         self.live = False
@@ -189,6 +193,10 @@ class Flow:
             self.kept_size = 0
             pool = worker.pool
             body = self.body
+            if (
+                self.continuous and worker.capacity.kind != SGLANG
+            ):  # which gives it to whoever asks for it alone
+                body = without_continuous_usage(body)
             if self.xargs is not None and worker.capacity.kind == VLLM:
                 body = with_xargs(body, self.client.xargs, has_some=self.xargs)
             self.call = pool.send(
@@ -326,6 +334,7 @@ class Flow:
             length = None  # the length would change with what is left out
             if self.tap is None:
                 self.tap = Tap(hide=False)
+            self.tap.keep_null = self.worker is not None and self.worker.capacity.kind == SGLANG
         self.exchange.begin(lines, length)
         self.body = b""  # from here on it is never sent again
 

@@ -35,10 +35,24 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class Tap:
     """One stream. ``hide`` leaves out the usage, which only the gateway asked for."""
 
-    __slots__ = ("_lf", "_plain", "_roles", "_started", "began", "events", "failed", "hide", "tail", "usage")
+    __slots__ = (
+        "_lf",
+        "_plain",
+        "_roles",
+        "_started",
+        "began",
+        "events",
+        "failed",
+        "hide",
+        "keep_null",
+        "tail",
+        "usage",
+    )
 
     def __init__(self, hide: bool) -> None:
         self.hide = hide
+        self.keep_null = False
+        """Whether a usage of null is passed on: some engines say it to whoever does not ask, too."""
         self.tail = bytearray()
         """The beginning of an event whose end has not come."""
         self.began = False
@@ -158,9 +172,9 @@ class Tap:
         usage = usage_from(said)
         if usage is not None:
             self.usage = usage
-        if not self.hide:
-            return event
         null = bytes(said) == b"null"  # a promise of usage that comes later
+        if not self.hide or (null and self.keep_null):
+            return event
         if not null and bytes(fields.get("choices", b"[]")) not in _NOTHING:
             return event  # the engine would have said it unasked
         if null or any(name not in _CHUNK_FIELDS and bytes(fields[name]) not in _NOTHING for name in fields):

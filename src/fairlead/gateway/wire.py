@@ -37,6 +37,7 @@ class StreamOptions(msgspec.Struct, gc=False):
     """``stream_options`` of a request."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: Any = None
 
 
 class Message(msgspec.Struct, gc=False):
@@ -232,6 +233,18 @@ def with_usage(body: bytes, asked: Asked) -> bytes:
         msgspec.json.decode(fields.get("stream_options", b"null"), type=dict[str, msgspec.Raw] | None) or {}
     )
     options["include_usage"] = msgspec.Raw(b"true")
+    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
+    return msgspec.json.encode(fields)
+
+
+def without_continuous_usage(body: bytes) -> bytes:
+    """Return a body of ``with_usage`` with ``stream_options.continuous_usage_stats`` turned off.
+
+    vLLM heeds it only beside ``include_usage``: whoever asked for the one alone gets no usage from it.
+    """
+    fields: dict[str, msgspec.Raw] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    options = msgspec.json.decode(fields["stream_options"], type=dict[str, msgspec.Raw])
+    options["continuous_usage_stats"] = msgspec.Raw(b"false")
     fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
     return msgspec.json.encode(fields)
 
