@@ -28,6 +28,7 @@ plugins inside engines begin with ``PLUGIN_``."""
 RENAMED = {"worker_sequences": "worker_max_num_seqs"}
 """Options that had another name in an earlier version: an error says the new one."""
 KEY_PREFIX = "sha256:"
+_SECRET_CHARS = 16
 DEFAULT_CLIENT = "default"
 ENGINES_POLICY = "d2lpm"
 """The routing policy where engines order their queues themselves."""
@@ -46,8 +47,9 @@ class ClientConfig:
     """Hashes of its keys, ``sha256:`` and 64 hex digits."""
 
 
-def _option(default: object, help_text: str, low: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help_text, "low": low})
+def _option(default: object, help_text: str, low: float | None = None, *, secret: bool = False) -> Any:
+    """``secret``: the value is in no text that is made of the configuration."""
+    return field(default=default, repr=not secret, metadata={"help": help_text, "low": low, "secret": secret})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +71,18 @@ class Config:
     seed: int = _option(0, "seed of the policies' random streams")
 
     api_key: tuple[str, ...] = _option(
-        (), "keys that clients must send, as KEY or NAME=KEY; KEY in plain or as sha256:HEX; kept hashed"
+        (),
+        "keys that clients must send, as KEY or NAME=KEY; KEY in plain or as sha256:HEX; kept hashed",
+        secret=True,
     )
     trusted_proxies: tuple[str, ...] = _option(
         (), "networks (CIDR) of proxies whose x-llm-d-inference-fairness-id or x-fairlead-client is believed"
     )
     use_body_user: bool = _option(False, "take the body's 'user' for the client, if nothing else names it")
     worker_api_key: str = _option(
-        "", "key to send to the engines; if there is none, and clients need no keys, theirs is passed on"
+        "",
+        "key to send to the engines; if there is none, and clients need no keys, theirs is passed on",
+        secret=True,
     )
 
     queue_size: int = _option(10_000, "most requests that may wait in all; more are refused with 429", 0)
@@ -135,6 +141,13 @@ class Config:
         "", "folder with tokenizer.json: prompts become the engine's token blocks instead of byte blocks"
     )
     block_tokens: int = _option(16, "tokens in a block of the prefix index", 1)
+
+    prefix_secret: str = _option(
+        "",
+        "text that the keys of prompt blocks depend on, so that no client can forge them; at least 16"
+        " characters. If there is none, one is drawn at the start. Several processes that must agree need it",
+        secret=True,
+    )
 
     metrics_clients: int = _option(50, "most clients with metrics of their own; the others are added up", 0)
     log_level: str = _option("info", "debug, info, warning or error")
@@ -283,7 +296,8 @@ def _value(option: Field[Any], given: object, where: str, *, strict: bool) -> ob
             given = given.replace(",", " ").split()
     value = _convert(given, kind, strict=strict)
     if value is None:
-        raise ConfigError(f"option '{option.name}' takes {_takes(option)}, not {_shortened(given)}{where}")
+        wrong = "this" if option.metadata["secret"] else _shortened(given)
+        raise ConfigError(f"option '{option.name}' takes {_takes(option)}, not {wrong}{where}")
     low = option.metadata["low"]
     if low is not None and value < low:
         raise ConfigError(f"option '{option.name}' must be at least {low:g}, not {_shortened(given)}{where}")
@@ -355,6 +369,8 @@ def _checked(config: Config) -> Config:
             raise ConfigError(f"option 'retry_statuses' takes codes from 400 to 599, not {status!r}")
     if config.log_level not in {"debug", "info", "warning", "error"}:
         raise ConfigError(f"option 'log_level' takes debug, info, warning or error, not {config.log_level!r}")
+    if 0 < len(config.prefix_secret) < _SECRET_CHARS:
+        raise ConfigError(f"option 'prefix_secret' takes a text of at least {_SECRET_CHARS} characters")
     if config.port > 65_535:
         raise ConfigError(f"option 'port' must be at most 65535, not {config.port}")
     owners: dict[str, str] = {}

@@ -127,3 +127,16 @@ def test_variables_of_other_commands_are_no_options():
     sources = Path(fairlead.__file__).parent.rglob("*.py")
     read = {name for path in sources for name in re.findall(r'"FAIRLEAD_([A-Z_]+)"', path.read_text())}
     assert {name for name in read if not name.startswith("PLUGIN_")} <= OTHERS
+
+
+def test_secrets_are_in_no_text():
+    """Not in what is printed of a configuration, and not in errors."""
+    secrets = {"prefix_secret": "sesame" * 3, "worker_api_key": "opensesame", "api_key": ["bob=sesame-key"]}
+    assert "sesame" not in repr(resolve(secrets))
+    for name in secrets:
+        with pytest.raises(ConfigError, match=name) as error:
+            resolve({name: 424242})
+        assert "424242" not in str(error.value)
+    with pytest.raises(ConfigError, match="at least 16 characters") as error:
+        parse(environ={"FAIRLEAD_PREFIX_SECRET": "sesame"})
+    assert "sesame" not in str(error.value)

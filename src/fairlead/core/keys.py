@@ -1,9 +1,13 @@
 """Block keys: one integer for each full block of a prompt, chained so that it names the whole prefix.
 
 key_k = H(key_{k-1}, block_k); key_0 is a seed made of everything else that decides whether two
-prompts may share KV blocks. The hash is an argument: the default needs the standard library only,
-while a hot path may pass a faster one such as ``xxhash.xxh3_64_intdigest``. Keys of different
-hashes never match each other, so one index is fed by one hash.
+prompts may share KV blocks, and of a secret. A fast hash is no cryptographic one: whoever can compute
+keys can write different prompts with the same keys. So where strangers write prompts, ``seed_key`` gets a
+secret, and nobody else can compute a key.
+
+The hash is an argument: the default needs the standard library only, while a hot path may pass a faster
+one such as ``xxhash.xxh3_64_intdigest``. Keys of different hashes never match each other, so one index is
+fed by one hash.
 """
 
 import sys
@@ -29,9 +33,12 @@ def blake2b_digest(block: bytes, previous: int) -> int:
     )
 
 
-def seed_key(model: str, lora: str = "", salt: str = "") -> BlockKey:
-    """Return key_0. Prompts share blocks only if model, LoRA adapter and cache salt are the same."""
-    state = blake2b(digest_size=8)
+def seed_key(model: str, lora: str = "", salt: str = "", secret: bytes = b"") -> BlockKey:
+    """Return key_0. Prompts share blocks only if model, LoRA adapter, cache salt and secret are the same.
+
+    Raises ValueError if the secret has more than 64 bytes.
+    """
+    state = blake2b(digest_size=8, key=secret)
     for part in (model, lora, salt):
         text = part.encode("utf-8", "surrogatepass")
         state.update(len(text).to_bytes(8, "little"))  # lengths keep ("ab", "c") apart from ("a", "bc")

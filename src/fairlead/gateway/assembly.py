@@ -1,6 +1,7 @@
 """From configuration to the gateway's parts: the dispatcher, prompt keys, KV-cache event followers."""
 
 import logging
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from fairlead.core import events as ev
 from fairlead.core.dispatcher import Dispatcher
 from fairlead.core.make import make_dispatcher
 from fairlead.core.settings import Settings
+from fairlead.gateway.key_secret import KeySecret
 from fairlead.gateway.prompt import BytePrompts, PromptKeys
 from fairlead.gateway.workers import Worker
 
@@ -38,16 +40,21 @@ def configured_dispatcher(config: Config) -> Dispatcher:
     )
 
 
-def make_prompts(config: Config, adapters: dict[str, str]) -> PromptKeys:
+def key_secret(config: Config) -> KeySecret:
+    """Return what all block keys of this gateway depend on: as configured, else drawn now."""
+    return KeySecret.of(config.prefix_secret or secrets.token_hex())
+
+
+def make_prompts(config: Config, adapters: dict[str, str], secret: KeySecret) -> PromptKeys:
     """Make what turns prompts into block keys. Raises ``TokenizerError``.
 
     ``adapters`` names the base model of each LoRA adapter. The caller adds to it as workers list them.
     """
     if not config.tokenizer:
-        return BytePrompts(config.block_tokens)
+        return BytePrompts(config.block_tokens, secret)
     from fairlead.gateway.tokenizing import load_prompts  # noqa: PLC0415 - an optional extra
 
-    tokens = load_prompts(Path(config.tokenizer), block_tokens=config.block_tokens)
+    tokens = load_prompts(Path(config.tokenizer), block_tokens=config.block_tokens, secret=secret)
     tokens.adapters = adapters
     return tokens
 
@@ -58,6 +65,7 @@ def kv_follower(
     sources: bytes,
     emit: Callable[[ev.Event], None],
     now_us: Callable[[], int],
+    secret: KeySecret,
 ) -> "KvEvents | None":
     """Make the follower of a worker's KV-cache events; None, and a warning, if they cannot be followed.
 
@@ -75,7 +83,7 @@ def kv_follower(
     return KvEvents(
         worker.id,
         source,
-        KeySettings(model, config.block_tokens, xxh3_64_intdigest),
+        KeySettings(model, config.block_tokens, xxh3_64_intdigest, secret=secret),
         emit=emit,
         now=now_us,
         on_state=lambda state: log.info("KV cache of %s: %s (%s)", worker.id, state.phase, state.reason),

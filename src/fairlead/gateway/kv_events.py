@@ -44,6 +44,7 @@ from zmq.utils.monitor import recv_monitor_message
 from fairlead.core.events import CacheCleared, CacheEvicted, CacheStored
 from fairlead.core.keys import Digest, blake2b_digest
 from fairlead.core.model import WorkerId
+from fairlead.gateway.key_secret import NO_SECRET, KeySecret
 from fairlead.gateway.kv_view import Change, Forgot, Gained, IncompatibleError, KvView, Lost
 from fairlead.gateway.kv_wire import WireError, decode_batch, decode_message
 
@@ -72,6 +73,7 @@ class KeySettings(NamedTuple):
     """An engine's block has to be a multiple of it."""
     digest: Digest = blake2b_digest
     max_blocks: int = 1_000_000
+    secret: KeySecret = NO_SECRET
 
 
 class KvState(NamedTuple):
@@ -172,7 +174,7 @@ class KvEvents:
         self._pause_s = pause_s
         self._replay_timeout_s = replay_timeout_s
         self._settle_blocks = settle_blocks
-        self._view = KvView(keys.model, keys.block_tokens, keys.digest, keys.max_blocks)
+        self._view = KvView(keys.model, keys.block_tokens, keys.digest, keys.max_blocks, keys.secret)
         self._whole = False
         """The view has all that the engine holds, and not only what was cached since we listen."""
         self._last = (-1, b"")

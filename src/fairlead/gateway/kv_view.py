@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fairlead.core.keys import Digest, seed_key, token_keys
 from fairlead.core.model import BlockKey
+from fairlead.gateway.key_secret import NO_SECRET, KeySecret
 from fairlead.gateway.kv_wire import Cleared, EngineHash, Removed, Stored, WireEvent
 
 _WHOLE_PREFIX = {None, "full_attention", "mla_attention", "sink_full_attention"}
@@ -70,16 +71,25 @@ class KvView:
     """The blocks of one engine.
 
     ``block_tokens`` is the size of our blocks; an engine block has to be a multiple of it. ``model``
-    is the name that prompts' keys are seeded with. At most ``max_blocks`` engine blocks are kept.
+    is the name that prompts' keys are seeded with, ``secret`` what they depend on besides. At most
+    ``max_blocks`` engine blocks are kept.
     """
 
-    def __init__(self, model: str, block_tokens: int, digest: Digest, max_blocks: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        model: str,
+        block_tokens: int,
+        digest: Digest,
+        max_blocks: int = 1_000_000,
+        secret: KeySecret = NO_SECRET,
+    ) -> None:
         self.counts = Counts()
         self.since_orphan = 0
         """Blocks stored in a row that all fitted in."""
         self._model = model
         self._block_tokens = block_tokens
         self._digest = digest
+        self._secret = secret
         self._max_blocks = max_blocks
         self._held: dict[EngineHash, _Block] = {}
         self._group: int | None = None
@@ -178,7 +188,7 @@ class KvView:
                 salt = extra.pop()
             if extra:
                 return ()
-        seed = seed_key(self._model, lora, salt) if parent is None else parent
+        seed = seed_key(self._model, lora, salt, self._secret) if parent is None else parent
         try:
             return token_keys(event.token_ids, self._block_tokens, seed, self._digest)
         except (TypeError, OverflowError):  # pairs of tokens, as speculative decoding has, or negative ids

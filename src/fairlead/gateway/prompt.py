@@ -12,6 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from fairlead.core.keys import seed_key
 from fairlead.core.model import BLOCK_KEY_BITS, BlockKey
+from fairlead.gateway.key_secret import NO_SECRET, KeySecret
 from fairlead.gateway.wire import Asked, ChatAsked, CompletionAsked, EmbeddingAsked, Message
 
 _MASK = (1 << BLOCK_KEY_BITS) - 1
@@ -75,13 +76,18 @@ class PromptKeys(Protocol):
 
 
 class BytePrompts:
-    """Keys from bytes. A block is 64 bytes: about 16 tokens of English text."""
+    """Keys from bytes. A block is 64 bytes: about 16 tokens of English text.
+
+    Two that are to give the same keys need the same ``secret``. Without one, a client can write different
+    prompts with the same keys.
+    """
 
     exact = False
     threaded = False
 
-    def __init__(self, block_tokens: int = _TOKENS_A_BLOCK) -> None:
+    def __init__(self, block_tokens: int = _TOKENS_A_BLOCK, secret: KeySecret = NO_SECRET) -> None:
         self._block_bytes = int(block_tokens * _FIRST_GUESS)
+        self._secret = secret
         self._blocks = Struct(f"{self._block_bytes}s").iter_unpack
         self._spans: dict[int, list[BlockKey]] = {}
         self._old_spans: dict[int, list[BlockKey]] = {}
@@ -158,7 +164,7 @@ class BytePrompts:
     def _new_seed(self, model: str, salt: str | None) -> int:
         if len(self._seeds) >= _CACHED_SEEDS:
             self._seeds.clear()
-        seed = self._seeds[model, salt] = seed_key(model, salt=salt or "")
+        seed = self._seeds[model, salt] = seed_key(model, "", salt or "", self._secret)
         return seed
 
 

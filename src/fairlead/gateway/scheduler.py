@@ -14,7 +14,7 @@ from fairlead.core import events as ev
 from fairlead.core.commands import Dispatch, Fail, Reject
 from fairlead.core.lifecycle import LifecycleError
 from fairlead.core.model import ClientId
-from fairlead.gateway.assembly import configured_dispatcher, kv_follower, make_prompts
+from fairlead.gateway.assembly import configured_dispatcher, key_secret, kv_follower, make_prompts
 from fairlead.gateway.decision_log import open_decision_log
 from fairlead.gateway.flow import Flow
 from fairlead.gateway.metrics import Metrics
@@ -40,17 +40,18 @@ class Scheduler:
         self.config = config
         self.metrics = metrics
         self.dispatcher = configured_dispatcher(config)
+        secret = key_secret(config)
         self.workers = Workers(
             config,
             self.step,
             self.now_us,
             self._running_on,
             self._serves_others,
-            (lambda worker, sources: kv_follower(config, worker, sources, self.step, self.now_us))
+            (lambda worker, sources: kv_follower(config, worker, sources, self.step, self.now_us, secret))
             if config.tokenizer and config.kv_events
             else None,
         )
-        self.prompts: PromptKeys = make_prompts(config, self.workers.adapters)
+        self.prompts: PromptKeys = make_prompts(config, self.workers.adapters, secret)
         self.retry_statuses = frozenset(int(status) for status in config.retry_statuses)
         self.flows: dict[int, Flow] = {}
         """Requests under way, by number."""

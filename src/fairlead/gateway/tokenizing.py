@@ -23,6 +23,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from fairlead.core.keys import Digest, seed_key, token_keys
+from fairlead.gateway.key_secret import NO_SECRET, KeySecret
 from fairlead.gateway.prompt import MOST_BLOCKS, Chain, Prompt, canonical
 from fairlead.gateway.wire import Asked, ChatAsked, CompletionAsked, Message
 
@@ -117,6 +118,7 @@ class TokenPrompts:
         digest: Digest = xxh3_64_intdigest,
         cache_chars: int = 32_000_000,
         adapters: Mapping[str, str] | None = None,
+        secret: KeySecret = NO_SECRET,
     ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -131,6 +133,7 @@ class TokenPrompts:
         """Of the last one."""
         self._tokenizer = tokenizer
         self._template = template
+        self._secret = secret
         self._around = _added_around(tokenizer)
         self._cuts = _pattern(safe_cuts(tokenizer))
         if self._cuts is not None and not self._cuts_agree():
@@ -195,7 +198,8 @@ class TokenPrompts:
         reusable = reusable[: MOST_BLOCKS * self.block_tokens]
         base = self.adapters.get(asked.model)
         lora = asked.model if base is not None else ""
-        seed = seed_key(asked.model if base is None else base, lora, asked.cache_salt or "")
+        model = asked.model if base is None else base
+        seed = seed_key(model, lora, asked.cache_salt or "", self._secret)
         try:
             keys = token_keys(reusable, self.block_tokens, seed, self.digest)
         except OverflowError:
