@@ -11,7 +11,7 @@ PUBLIC = """
 Arrived CacheCleared CacheEvicted CacheStored Cancel Cancelled Choice Command Costs Dispatch Dispatcher Event
 Fail Failed Finished FirstToken Fits Fleet LifecycleError Limits Match Matched ON_NO_FIT Ordering OrderingBase
 OrderingContext Param PolicyError Progressed Queue Refused Reject Request Routing RoutingBase RoutingContext
-Settings Tick Waiting WorkerChanged WorkerDown WorkerGone WorkerUp __version__ byte_keys compiled
+Settings Tick QueuedRequest WorkerChanged WorkerDown WorkerGone WorkerUp __version__ byte_keys compiled
 make_dispatcher seed_key token_keys
 """
 

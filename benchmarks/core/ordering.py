@@ -23,7 +23,7 @@ from time import thread_time_ns
 
 from fairlead.core.model import Request
 from fairlead.core.ordering import ORDERINGS, OrderingContext, make_ordering
-from fairlead.core.ordering.base import Ordering, Waiting
+from fairlead.core.ordering.base import Ordering, QueuedRequest
 
 QUANTUM = 8192
 SHARED_BLOCKS = 16
@@ -109,15 +109,15 @@ class Naive:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.items: dict[int, Waiting] = {}
+        self.items: dict[int, QueuedRequest] = {}
         self.credit: dict[str, int] = {}
 
-    def push(self, item: Waiting) -> None:
+    def push(self, item: QueuedRequest) -> None:
         """Queue a request."""
         self.items[item.seq] = item
         self.credit.setdefault(item.client, 0)
 
-    def head(self) -> Waiting:
+    def head(self) -> QueuedRequest:
         """Return who goes next."""
         for item in self.items.values():
             item.matched = self.cache.matched(item.keys)
@@ -139,16 +139,16 @@ class Run:
         params: dict[str, object] = {"quantum": QUANTUM} if name == "dlpm" else {}
         self.ordering: Ordering = make_ordering(name, params, OrderingContext())
         self.queue = self.ordering.make_queue(0, self.cache.matched)
-        self.waiting: dict[int, Waiting] = {}
+        self.waiting: dict[int, QueuedRequest] = {}
         self.running: list[str] = []
         self.rng = random.Random(seed)
         self.notices = 0
         """Blocks that were told of as cached or evicted."""
         for _ in range(waiting):
             request = self.load()
-            self.queue.push(Waiting(request, request.rid), 0)
+            self.queue.push(QueuedRequest(request, request.rid), 0)
 
-    def pick(self) -> tuple[int, Waiting, list[str], Waiting]:
+    def pick(self) -> tuple[int, QueuedRequest, list[str], QueuedRequest]:
         """Do one pick; return its nanoseconds, who was picked, who decoded and who came."""
         ordering, queue = self.ordering, self.queue
         start = thread_time_ns()
@@ -168,7 +168,7 @@ class Run:
             queue.cache_stored(stored)
         if evicted:
             queue.cache_evicted(evicted)
-        new = Waiting(request, request.rid)
+        new = QueuedRequest(request, request.rid)
         queue.push(new, matched)
         for client in decoding:
             ordering.decoded(0, client, 1)
@@ -195,7 +195,7 @@ def naive_us(clients: int, waiting: int, picks: int) -> tuple[float, float]:
     run = Run("dlpm", clients, waiting)
     naive = Naive(run.cache)
     for item in tuple(run.queue):
-        naive.push(Waiting(item.request, item.seq))
+        naive.push(QueuedRequest(item.request, item.seq))
     times, ours = [], []
     for _ in range(picks):
         start = thread_time_ns()
@@ -207,7 +207,7 @@ def naive_us(clients: int, waiting: int, picks: int) -> tuple[float, float]:
         ours.append(spent)
         if item.seq != expected.seq:
             raise SystemExit(f"the naive version picks {expected!r}, dlpm picks {item!r}")
-        naive.push(Waiting(new.request, new.seq))
+        naive.push(QueuedRequest(new.request, new.seq))
         for client in decoding:
             naive.credit[client] -= 2
     return statistics.median(times) / 1e3, statistics.median(ours) / 1e3
@@ -241,7 +241,7 @@ def lonely_call() -> Callable[[], object]:
     def call() -> None:
         number = next(turn)
         queue = run.queue
-        queue.push(Waiting(requests[number % 64], number), 3)
+        queue.push(QueuedRequest(requests[number % 64], number), 3)
         item = queue.head()
         assert item is not None
         queue.discard(item)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         OrderingBase,
         OrderingContext,
         Queue,
-        Waiting,
+        QueuedRequest,
     )
     from fairlead.core.params import Param, PolicyError
     from fairlead.core.routing.base import Choice, Fleet, Match, Routing, RoutingBase, RoutingContext
@@ -81,7 +81,8 @@ _HOMES = {
     "core.make": ("make_dispatcher",),
     "core.model": ("Costs", "Limits", "Request"),
     "core.ordering.base": (
-        "ON_NO_FIT", "Fits", "Matched", "Ordering", "OrderingBase", "OrderingContext", "Queue", "Waiting",
+        "ON_NO_FIT", "Fits", "Matched", "Ordering", "OrderingBase", "OrderingContext", "Queue",
+        "QueuedRequest",
     ),
     "core.params": ("Param", "PolicyError"),
     "core.routing.base": ("Choice", "Fleet", "Match", "Routing", "RoutingBase", "RoutingContext"),
@@ -120,6 +121,7 @@ __all__ = [
     "PolicyError",
     "Progressed",
     "Queue",
+    "QueuedRequest",
     "Refused",
     "Reject",
     "Request",
@@ -128,7 +130,6 @@ __all__ = [
     "RoutingContext",
     "Settings",
     "Tick",
-    "Waiting",
     "WorkerChanged",
     "WorkerDown",
     "WorkerGone",

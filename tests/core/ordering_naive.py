@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from fairlead.core.model import Costs
-from fairlead.core.ordering.base import Fits, Waiting
+from fairlead.core.ordering.base import Fits, QueuedRequest
 
 Cached = Callable[[Sequence[int]], int]
 
@@ -14,25 +14,25 @@ Cached = Callable[[Sequence[int]], int]
 class NaiveQueue:
     def __init__(self, cached: Cached) -> None:
         self.cached = cached
-        self.items: list[Waiting] = []
+        self.items: list[QueuedRequest] = []
         self.born: dict[str, int] = {}
 
-    def tokens(self, item: Waiting) -> int:
+    def tokens(self, item: QueuedRequest) -> int:
         return item.request.matched_tokens(self.cached(item.keys))
 
     def clients(self) -> set[str]:
         return {item.client for item in self.items}
 
-    def push(self, item: Waiting) -> None:
+    def push(self, item: QueuedRequest) -> None:
         if item.client not in self.clients():
             self.born[item.client] = item.seq
         self.items.append(item)
 
-    def discard(self, item: Waiting) -> None:
+    def discard(self, item: QueuedRequest) -> None:
         self.items.remove(item)
 
 
-def choose(items: list[Waiting], fits: Fits, skip: bool) -> Waiting | None:
+def choose(items: list[QueuedRequest], fits: Fits, skip: bool) -> QueuedRequest | None:
     if skip:
         return next(filter(fits, items), None)
     return items[0] if items and fits(items[0]) else None
@@ -42,7 +42,7 @@ class NaiveLpm:
     def __init__(self, *, skip: bool = False) -> None:
         self.skip = skip
 
-    def head(self, queue: NaiveQueue, fits: Fits) -> Waiting | None:
+    def head(self, queue: NaiveQueue, fits: Fits) -> QueuedRequest | None:
         items = sorted(queue.items, key=lambda item: (-queue.tokens(item), item.seq))
         return choose(items, fits, self.skip)
 
@@ -93,7 +93,7 @@ class NaiveDlpm:
         scope = self.queues.values() if self.fleet else [self.queues[number]]
         return {client for queue in scope for client in queue.clients()}
 
-    def head(self, number: int, fits: Fits) -> Waiting | None:
+    def head(self, number: int, fits: Fits) -> QueuedRequest | None:
         queue = self.queues[number]
         if not queue.items:
             return None
@@ -107,14 +107,14 @@ class NaiveDlpm:
             return choose(positive, fits, self.skip)
         return self.least_indebted(number, items, fits)
 
-    def rank(self, queue: NaiveQueue, item: Waiting) -> tuple[int, int]:
+    def rank(self, queue: NaiveQueue, item: QueuedRequest) -> tuple[int, int]:
         if self.ageing is None:
             return (-queue.tokens(item), 0)
         request = item.request
         size = request.prompt_tokens + request.arrived_us * self.ageing // 1_000_000
         return (-queue.tokens(item), size)
 
-    def least_indebted(self, number: int, items: list[Waiting], fits: Fits) -> Waiting | None:
+    def least_indebted(self, number: int, items: list[QueuedRequest], fits: Fits) -> QueuedRequest | None:
         clients = {item.client for item in items}
 
         def owed(client: str) -> int:
@@ -153,7 +153,7 @@ class NaiveVtc:
         weight = Fraction(self.weights.get(client, 1.0))
         self.counters[self.key(number, client)] = self.counter(number, client) + units / weight
 
-    def push(self, number: int, item: Waiting) -> None:
+    def push(self, number: int, item: QueuedRequest) -> None:
         queued = self.queued(number)
         if item.client not in queued:
             last = self.last_left.get(self.key(number, "")[0])
@@ -162,12 +162,12 @@ class NaiveVtc:
             self.counters[self.key(number, item.client)] = max(self.counter(number, item.client), level)
         self.queues[number].push(item)
 
-    def discard(self, number: int, item: Waiting) -> None:
+    def discard(self, number: int, item: QueuedRequest) -> None:
         self.queues[number].discard(item)
         if item.client not in self.queued(number):
             self.last_left[self.key(number, "")[0]] = item.client
 
-    def head(self, number: int, fits: Fits) -> Waiting | None:
+    def head(self, number: int, fits: Fits) -> QueuedRequest | None:
         queue = self.queues[number]
         clients = sorted(queue.clients(), key=lambda c: (self.counter(number, c), queue.born[c]))
         items = [i for c in clients for i in sorted(queue.items, key=lambda i: i.seq) if i.client == c]

@@ -9,7 +9,7 @@ from random import Random
 
 from fairlead.core.model import Costs, Request
 from fairlead.core.ordering import Ordering
-from fairlead.core.ordering.base import Queue, Waiting
+from fairlead.core.ordering.base import Queue, QueuedRequest
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Client:
 class Running:
     """A request in a batch, or preempted and waiting again with ``produced`` tokens done."""
 
-    item: Waiting
+    item: QueuedRequest
     output: int
     produced: int = 0
     charged: bool = False
@@ -87,7 +87,7 @@ class Sim:
         prompt = self.rng.randint(1, client.prompt)
         keys = (self.seq, *range(prompt - 1))  # one token a block, the first key unique
         self.matches[keys] = int(self.rng.random() * client.hits * prompt)
-        item = Waiting(Request(self.seq, client.name, prompt, keys, 1), self.seq)
+        item = QueuedRequest(Request(self.seq, client.name, prompt, keys, 1), self.seq)
         self.jobs[self.seq] = Running(item, self.rng.randint(1, client.output))
         self.seq += 1
         self.queues[number].push(item, self.matches[keys])
@@ -131,7 +131,7 @@ class Sim:
         self.batches[number].remove(job)
         keys = job.item.keys
         self.matches[keys] = self.rng.randint(0, len(keys))
-        job.item = Waiting(job.item.request, job.item.seq)
+        job.item = QueuedRequest(job.item.request, job.item.seq)
         self.queues[number].push(job.item, self.matches[keys])
 
     def cancel_queued(self, number: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fairlead.core.model import Costs, Request
 from fairlead.core.ordering import Ordering, OrderingContext, make_ordering
-from fairlead.core.ordering.base import Waiting
+from fairlead.core.ordering.base import QueuedRequest
 from tests.core.ordering_naive import NaiveDlpm, NaiveLpm, NaiveQueue, NaiveVtc
 
 CLIENTS = "abcde"
@@ -70,8 +70,8 @@ class World:
         self.caches = [Cache() for _ in QUEUES]
         self.queues = [ordering.make_queue(n, self.caches[n].matched) for n in QUEUES]
         self.seq = 0
-        self.items: list[tuple[int, Waiting]] = []
-        self.gone: list[tuple[int, Waiting]] = []
+        self.items: list[tuple[int, QueuedRequest]] = []
+        self.gone: list[tuple[int, QueuedRequest]] = []
 
     def run(self, ops: list[tuple[int, int]]) -> None:
         for op, dice in ops:
@@ -96,7 +96,7 @@ class World:
                 self.take(*self.items[dice % len(self.items)])
             elif op < 83 and self.gone:
                 number, item = self.gone.pop(dice % len(self.gone))
-                self.add(number, Waiting(item.request, item.seq))
+                self.add(number, QueuedRequest(item.request, item.seq))
             elif op < 92:
                 keys = prompt(dice // 3)
                 self.queues[number].cache_stored(self.caches[number].store(keys, 1 + dice % 4))
@@ -111,15 +111,15 @@ class World:
         arrived = self.seq * 300_000
         length = max(1, BLOCK * len(keys) + dice % 5)
         request = Request(self.seq, client, length, keys, BLOCK, arrived_us=arrived)
-        self.add(number, Waiting(request, self.seq))
+        self.add(number, QueuedRequest(request, self.seq))
         self.seq += 1
 
-    def add(self, number: int, item: Waiting) -> None:
+    def add(self, number: int, item: QueuedRequest) -> None:
         self.queues[number].push(item, self.caches[number].matched(item.keys))
         self.items.append((number, item))
         self.pushed(number, item)
 
-    def take(self, number: int, item: Waiting) -> None:
+    def take(self, number: int, item: QueuedRequest) -> None:
         self.queues[number].discard(item)
         self.items.remove((number, item))
         self.gone.append((number, item))
@@ -128,7 +128,7 @@ class World:
     def admit(self, number: int, dice: int) -> None:
         limit = dice % 30
 
-        def fits(item: Waiting) -> bool:
+        def fits(item: QueuedRequest) -> bool:
             return limit > 20 or item.request.prompt_tokens <= limit
 
         item = self.queues[number].head(fits)
@@ -140,7 +140,7 @@ class World:
             self.ordering.admitted(number, item, extend)
             self.charged(number, item.client, self.costs.extend * self.charged_at_admission(item, extend))
 
-    def charged_at_admission(self, item: Waiting, extend: int) -> int:
+    def charged_at_admission(self, item: QueuedRequest, extend: int) -> int:
         return extend
 
     def compare(self) -> None:
@@ -150,11 +150,11 @@ class World:
             assert sorted(i.seq for i in queue) == sorted(i.seq for i in mine)
             assert len(queue) == len(mine)
 
-    def pushed(self, number: int, item: Waiting) -> None: ...
-    def discarded(self, number: int, item: Waiting) -> None: ...
+    def pushed(self, number: int, item: QueuedRequest) -> None: ...
+    def discarded(self, number: int, item: QueuedRequest) -> None: ...
     def charged(self, number: int, client: str, units: int) -> None: ...
     def weighted(self, client: str, weight: float) -> None: ...
-    def expected(self, number: int, fits) -> Waiting | None: ...
+    def expected(self, number: int, fits) -> QueuedRequest | None: ...
 
 
 class StatelessWorld(World):

@@ -9,7 +9,7 @@ import pytest
 from fairlead.core.model import Costs, Request
 from fairlead.core.ordering import ORDERINGS, Ordering, OrderingContext, make_ordering
 from fairlead.core.ordering import clients as idle
-from fairlead.core.ordering.base import Queue, Waiting
+from fairlead.core.ordering.base import Queue, QueuedRequest
 from fairlead.core.params import PolicyError
 
 HOUR_US = 3_600_000_000
@@ -35,8 +35,8 @@ class Bench:
     def matched(self, number: int, keys: Sequence[int]) -> int:
         return next((n for n, k in enumerate(keys) if k not in self.cached[number]), len(keys))
 
-    def push(self, client: str, prompt: int, keys: Sequence[int] = (), number: int = 0) -> Waiting:
-        item = Waiting(Request(self.seq, client, prompt, keys, 10), self.seq)
+    def push(self, client: str, prompt: int, keys: Sequence[int] = (), number: int = 0) -> QueuedRequest:
+        item = QueuedRequest(Request(self.seq, client, prompt, keys, 10), self.seq)
         self.seq += 1
         self.queues[number].push(item, self.matched(number, keys))
         return item
@@ -60,7 +60,7 @@ def test_fcfs_keeps_arrival_order_and_the_place_of_one_that_comes_back() -> None
     first, second = bench.push("a", 1), bench.push("b", 1)
     bench.queues[0].discard(first)
     assert bench.queues[0].head() is second
-    bench.queues[0].push(Waiting(first.request, first.seq), 0)
+    bench.queues[0].push(QueuedRequest(first.request, first.seq), 0)
     assert bench.admit() == "a"
 
 
@@ -267,7 +267,7 @@ def test_a_queue_refuses_to_discard_what_it_does_not_hold(name: str) -> None:
     bench = Bench(make(name))
     item = bench.push("a", 1)
     with pytest.raises(KeyError):
-        bench.queues[0].discard(Waiting(item.request, item.seq))
+        bench.queues[0].discard(QueuedRequest(item.request, item.seq))
     bench.queues[0].discard(item)
     with pytest.raises(KeyError):
         bench.queues[0].discard(item)
@@ -330,7 +330,7 @@ def test_the_number_of_idle_clients_is_capped(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(idle, "IDLE_CLIENTS", 10)
     ordering = make("dlpm")
     queue = ordering.make_queue(0, lambda keys: 0)
-    queue.push(Waiting(Request(0, "queued", 1), 0), 0)
+    queue.push(QueuedRequest(Request(0, "queued", 1), 0), 0)
     for n in range(100):
         ordering.decoded(0, f"c{n}", 1)
         ordering.check()

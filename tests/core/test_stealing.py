@@ -10,7 +10,7 @@ from fairlead.core import events as ev
 from fairlead.core.commands import Command, Dispatch
 from fairlead.core.dispatcher import Dispatcher, Settings
 from fairlead.core.model import Limits, Request
-from fairlead.core.ordering.base import Waiting
+from fairlead.core.ordering.base import QueuedRequest
 from fairlead.core.stealing import Stealing
 from fairlead.core.worker import Worker
 
@@ -89,7 +89,7 @@ class Careful(Dispatcher):
 
     looked = 0
 
-    def _next_with_credit(self, worker: Worker, stealing: Stealing) -> Waiting | None:
+    def _next_with_credit(self, worker: Worker, stealing: Stealing) -> QueuedRequest | None:
         item = super()._next_with_credit(worker, stealing)
         slot = worker.slot
         # Where nobody has credit, looking at a queue would refill.

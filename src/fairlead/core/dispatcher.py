@@ -23,7 +23,7 @@ from fairlead.core.ledger import Ledger
 from fairlead.core.lifecycle import ENDS, LifecycleError, State
 from fairlead.core.matching import Matcher
 from fairlead.core.model import BlockKey, ClientId, Request, RequestId, WorkerId
-from fairlead.core.ordering.base import Ordering, Waiting
+from fairlead.core.ordering.base import Ordering, QueuedRequest
 from fairlead.core.prefix import PrefixIndex
 from fairlead.core.routing.base import Choice, Routing
 from fairlead.core.settings import Settings
@@ -76,7 +76,7 @@ class Dispatcher:
         self._robbed: list[Worker] = []
         """Workers whose next request was taken away: another of theirs may fit."""
         self._tracked = ordering.uses_match
-        """Whether queues keep ``Waiting.matched`` current."""
+        """Whether queues keep ``QueuedRequest.matched`` current."""
         self._deadlines: deque[tuple[int, RequestId]] = deque()
         self._seq = 0
         self._retry_tokens = float(self.settings.retry_burst)
@@ -471,7 +471,7 @@ class Dispatcher:
         while self._robbed:
             self._pump(self._robbed.pop(), out)
 
-    def _next_with_credit(self, worker: Worker, stealing: Stealing) -> Waiting | None:
+    def _next_with_credit(self, worker: Worker, stealing: Stealing) -> QueuedRequest | None:
         """Return who goes next on a worker; somebody from another queue before one without credit."""
         item = worker.head
         if item is None or stealing.overtaken(worker.slot, item):

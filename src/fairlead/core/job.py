@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from fairlead.core.ledger import Account
 from fairlead.core.lifecycle import MOVES, LifecycleError, State
 from fairlead.core.model import Request
-from fairlead.core.ordering.base import Waiting
+from fairlead.core.ordering.base import QueuedRequest
 from fairlead.core.prefix import Claim
 from fairlead.core.routing.base import Choice
 
 
-class Job(Waiting):
+class Job(QueuedRequest):
     """Mutable state of one request: what queues see of it, and what only the dispatcher may touch."""
 
     __slots__ = (

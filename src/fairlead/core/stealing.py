@@ -9,7 +9,7 @@ from bisect import bisect_right
 
 from fairlead.core.fleet import FleetState
 from fairlead.core.job import Job
-from fairlead.core.ordering.base import Ordering, Waiting
+from fairlead.core.ordering.base import Ordering, QueuedRequest
 from fairlead.core.prefix import PrefixIndex
 from fairlead.core.worker import Worker
 
@@ -33,7 +33,7 @@ class Stealing:
         self._asked_last = 0
         """The slot whose queue was asked last."""
 
-    def overtaken(self, slot: int, item: Waiting | None) -> bool:
+    def overtaken(self, slot: int, item: QueuedRequest | None) -> bool:
         """Say whether ``item``, next on a worker, should let a request with credit go first."""
         ordering = self._ordering
         return ordering.credited() and (item is None or ordering.credit(slot, item.client) <= 0)

@@ -9,7 +9,7 @@ from functools import partial
 from fairlead.core.cached_tokens import cached_prompt_tokens
 from fairlead.core.fleet import FleetState
 from fairlead.core.job import Job
-from fairlead.core.ordering.base import Ordering, Queue, Waiting
+from fairlead.core.ordering.base import Ordering, Queue, QueuedRequest
 from fairlead.core.prefilling import Prefilling
 from fairlead.core.prefix import PrefixIndex
 from fairlead.core.settings import Settings
@@ -42,7 +42,7 @@ class Worker:
         self.precise = precise
         """Its cache is reported by its own events; else it is guessed from what was sent."""
         self.queue: Queue = ordering.make_queue(slot, partial(index.ready, slot))
-        self.head: Waiting | None = None
+        self.head: QueuedRequest | None = None
         """The request that is next and does not fit yet. It keeps its turn, or large requests starve."""
         self.prefilling = Prefilling(settings.prefill_backlog_us)
         self.kv_extra = 0
@@ -87,7 +87,7 @@ class Worker:
         in_use = self._index.pinned(slot) * fleet.block_tokens + self.kv_extra
         return in_use + tokens <= fleet.kv_tokens[slot]
 
-    def fits(self, item: Waiting) -> bool:
+    def fits(self, item: QueuedRequest) -> bool:
         """Say whether a request that waits for this worker can go."""
         assert isinstance(item, Job)
         request = item.request

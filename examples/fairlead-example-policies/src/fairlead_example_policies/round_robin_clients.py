@@ -11,21 +11,21 @@ class ClientTurns:
 
     def __init__(self, skip: bool) -> None:
         self._skip = skip
-        self._waiting: dict[str, dict[int, fairlead.Waiting]] = {}
+        self._waiting: dict[str, dict[int, fairlead.QueuedRequest]] = {}
 
-    def push(self, item: fairlead.Waiting, matched: int) -> None:
+    def push(self, item: fairlead.QueuedRequest, matched: int) -> None:
         """Add a request; a client that had none waiting goes to the end of the turn."""
         item.matched = matched
         self._waiting.setdefault(item.client, {})[item.seq] = item
 
-    def discard(self, item: fairlead.Waiting) -> None:
+    def discard(self, item: fairlead.QueuedRequest) -> None:
         """Take a request out; its client's turn has passed."""
         mine = self._waiting.pop(item.client)
         del mine[item.seq]
         if mine:
             self._waiting[item.client] = mine
 
-    def head(self, fits: fairlead.Fits | None = None) -> fairlead.Waiting | None:
+    def head(self, fits: fairlead.Fits | None = None) -> fairlead.QueuedRequest | None:
         """Return the oldest request of the first client; with ``skip``, the first that fits."""
         for item in self:
             if fits is None or fits(item):
@@ -47,7 +47,7 @@ class ClientTurns:
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def __iter__(self) -> Iterator[fairlead.Waiting]:
+    def __iter__(self) -> Iterator[fairlead.QueuedRequest]:
         """Walk in the order of service: each client's oldest in turn, then each client's next."""
         lines = [[mine[seq] for seq in sorted(mine)] for mine in self._waiting.values()]
         for place in range(max(map(len, lines), default=0)):

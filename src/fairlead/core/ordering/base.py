@@ -14,7 +14,7 @@ from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
 from fairlead.core.params import Param
 
 
-class Waiting:
+class QueuedRequest:
     """A queued request, as its queue sees it. Mutable: ``matched`` follows the worker's cache."""
 
     __slots__ = ("client", "keys", "matched", "request", "rid", "seq")
@@ -36,10 +36,11 @@ class Waiting:
         return cached_prompt_tokens(request.prompt_tokens, request.block_tokens, self.matched)
 
     def __repr__(self) -> str:
-        return f"<Waiting {self.rid} {self.client} matched={self.matched}/{len(self.keys)}>"
+        return f"<QueuedRequest {self.rid} {self.client} matched={self.matched}/{len(self.keys)}>"
 
 
-Fits = Callable[[Waiting], bool]
+Waiting = QueuedRequest
+Fits = Callable[[QueuedRequest], bool]
 Matched = Callable[[Sequence[BlockKey]], int]
 """Leading blocks of a prompt that one worker caches now."""
 
@@ -47,13 +48,13 @@ Matched = Callable[[Sequence[BlockKey]], int]
 class Queue(Protocol):
     """One worker's waiting requests in a policy's order."""
 
-    def push(self, item: Waiting, matched: int) -> None:
+    def push(self, item: QueuedRequest, matched: int) -> None:
         """Add ``item``, of whose blocks the worker caches the first ``matched``."""
 
-    def discard(self, item: Waiting) -> None:
+    def discard(self, item: QueuedRequest) -> None:
         """Take out ``item``, wherever it goes. Raises KeyError if it is not queued here."""
 
-    def head(self, fits: Fits | None = None) -> Waiting | None:
+    def head(self, fits: Fits | None = None) -> QueuedRequest | None:
         """Return who goes next, without taking it out; None if nobody may.
 
         Credit may be refilled. With ``fits``, a policy whose ``on_no_fit`` is ``skip`` passes over
@@ -75,7 +76,7 @@ class Queue(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Waiting]: ...
+    def __iter__(self) -> Iterator[QueuedRequest]: ...
 
 
 class Ordering(Protocol):
@@ -114,7 +115,7 @@ class Ordering(Protocol):
     def set_weight(self, client: ClientId, weight: float) -> None:
         """Set a client's weight (> 0; 1 when never set)."""
 
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:
+    def admitted(self, number: int, item: QueuedRequest, extend_tokens: int) -> float:
         """``item`` was taken from queue ``number`` and runs; ``extend_tokens`` will be computed.
 
         A request that ran before and comes through a queue again is charged again: take back with
@@ -201,7 +202,7 @@ class OrderingBase(Generic[Q]):
         if not (weight > 0 and isfinite(weight)):
             raise ValueError(f"the weight of client {client!r} must be a number above 0, not {weight!r}")
 
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:  # noqa: ARG002 - one interface
+    def admitted(self, number: int, item: QueuedRequest, extend_tokens: int) -> float:  # noqa: ARG002 - one interface
         """Return 0: nothing is kept."""
         return 0.0
 

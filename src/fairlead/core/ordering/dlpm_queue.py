@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from itertools import chain, count
 
 from fairlead.core.model import BlockKey, ClientId
-from fairlead.core.ordering.base import Fits, Matched, Waiting
+from fairlead.core.ordering.base import Fits, Matched, QueuedRequest
 from fairlead.core.ordering.deficits import Deficit, Deficits
 from fairlead.core.ordering.heaps import SPARE, ItemHeap, Rank
 from fairlead.core.ordering.tracker import MatchTracker
@@ -67,7 +67,7 @@ class DlpmQueue:
         self._entries = 0
         self._size = 0
 
-    def push(self, item: Waiting, matched: int) -> None:
+    def push(self, item: QueuedRequest, matched: int) -> None:
         """Add ``item``, of whose blocks the worker caches the first ``matched``."""
         self._tracker.add(item, matched)
         self._size += 1
@@ -78,7 +78,7 @@ class DlpmQueue:
             self._deficits.join(account, self._number, self)
         self._place(lane, item)
 
-    def discard(self, item: Waiting) -> None:
+    def discard(self, item: QueuedRequest) -> None:
         """Take out ``item``. Raises KeyError if it is not queued here."""
         lane = self._lanes[item.client]
         lane.remove(item)
@@ -89,7 +89,7 @@ class DlpmQueue:
             self._deficits.leave(lane.account, self._number)
             self._compact()
 
-    def head(self, fits: Fits | None = None) -> Waiting | None:
+    def head(self, fits: Fits | None = None) -> QueuedRequest | None:
         """Return the longest match among clients with credit, refilling when nobody queued has any.
 
         Where others elsewhere have credit and nobody here, the least indebted client goes.
@@ -124,13 +124,13 @@ class DlpmQueue:
         self._list(lane, lane.first_rank())
         self._compact()
 
-    def _place(self, lane: Lane, item: Waiting) -> None:
+    def _place(self, lane: Lane, item: QueuedRequest) -> None:
         rank = lane.put(item, self._merit(item))
         if lane.listed is None or rank < lane.listed:
             self._list(lane, rank)
             self._compact()
 
-    def _merit(self, item: Waiting) -> int:
+    def _merit(self, item: QueuedRequest) -> int:
         """Return what the request goes by: more goes first."""
         if self._ageing is None:
             return item.matched_tokens
@@ -207,7 +207,7 @@ class DlpmQueue:
             clients = [lane.account for lane in self._lanes.values()]
             self._deficits.forgive(clients, owed - self._debt_limit // 2)
 
-    def _in_order(self) -> Iterator[Waiting]:
+    def _in_order(self) -> Iterator[QueuedRequest]:
         """Walk the requests of clients with credit in order; where there are none, of all, by round."""
         now = self._deficits.rounds
         if self._rounds[0] <= now:
@@ -217,13 +217,13 @@ class DlpmQueue:
             self._walk(self._agenda[number], number) for number in sorted(self._rounds)
         )
 
-    def _walk(self, entries: list[_Entry], number: int) -> Iterator[Waiting]:
+    def _walk(self, entries: list[_Entry], number: int) -> Iterator[QueuedRequest]:
         """Walk one round's requests in order without taking anything out.
 
         A best-first walk down the heap of lanes; each lane that it meets is walked alongside.
         """
         steps = count()
-        frontier: list[tuple[Rank, int, int | Iterator[tuple[Rank, Waiting]], Waiting | None]]
+        frontier: list[tuple[Rank, int, int | Iterator[tuple[Rank, QueuedRequest]], QueuedRequest | None]]
         frontier = [(entries[0][:2], next(steps), 0, None)] if entries else []
         while frontier:
             _, _, source, item = heappop(frontier)
@@ -280,5 +280,5 @@ class DlpmQueue:
     def __len__(self) -> int:
         return self._size
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         return chain.from_iterable(self._lanes.values())

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from fairlead.core.model import BlockKey
-from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingBase, OrderingContext, Waiting
+from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingBase, OrderingContext, QueuedRequest
 from fairlead.core.ordering.heaps import ItemHeap
 from fairlead.core.params import Param
 
@@ -16,16 +16,16 @@ class FcfsQueue:
         self._skip = skip
         self._items = ItemHeap()
 
-    def push(self, item: Waiting, matched: int) -> None:
+    def push(self, item: QueuedRequest, matched: int) -> None:
         """Add ``item``; its place depends on ``seq`` alone, so one that came back keeps it."""
         item.matched = matched
         self._items.put(item, 0)
 
-    def discard(self, item: Waiting) -> None:
+    def discard(self, item: QueuedRequest) -> None:
         """Take out ``item``. Raises KeyError if it is not queued here."""
         self._items.remove(item)
 
-    def head(self, fits: Fits | None = None) -> Waiting | None:
+    def head(self, fits: Fits | None = None) -> QueuedRequest | None:
         """Return the oldest request; with ``skip``, the oldest that fits."""
         return self._items.head(fits, self._skip)
 
@@ -42,7 +42,7 @@ class FcfsQueue:
     def __len__(self) -> int:
         return len(self._items)
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         return iter(self._items)
 
 

@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Generic, Protocol, TypeVar
 
 from fairlead.core.model import ClientId
-from fairlead.core.ordering.base import Fits, Waiting
+from fairlead.core.ordering.base import Fits, QueuedRequest
 
 Rank = tuple[int, int]
 """Order of a waiting request: (minus its matched tokens, its arrival). Smaller goes first."""
@@ -25,9 +25,9 @@ class ItemHeap:
 
     def __init__(self) -> None:
         self._heap: list[Rank] = []
-        self._live: dict[int, tuple[int, Waiting]] = {}
+        self._live: dict[int, tuple[int, QueuedRequest]] = {}
 
-    def put(self, item: Waiting, tokens: int) -> Rank:
+    def put(self, item: QueuedRequest, tokens: int) -> Rank:
         """Add ``item``, or move it when its tokens changed. Return its rank."""
         rank = (-tokens, item.seq)
         self._live[item.seq] = (-tokens, item)
@@ -35,7 +35,7 @@ class ItemHeap:
         self._compact()
         return rank
 
-    def remove(self, item: Waiting) -> None:
+    def remove(self, item: QueuedRequest) -> None:
         """Take out ``item``. Raises KeyError if it is not here."""
         found = self._live.get(item.seq)
         if found is None or found[1] is not item:
@@ -50,7 +50,7 @@ class ItemHeap:
             self._heap = [(minus, seq) for seq, (minus, _) in self._live.items()]
             heapify(self._heap)
 
-    def first(self) -> Waiting:
+    def first(self) -> QueuedRequest:
         """Return who goes first. Raises IndexError when empty."""
         return self._live[self.first_rank()[1]][1]
 
@@ -64,7 +64,7 @@ class ItemHeap:
                 return rank
             heappop(heap)
 
-    def in_order(self) -> Iterator[tuple[Rank, Waiting]]:
+    def in_order(self) -> Iterator[tuple[Rank, QueuedRequest]]:
         """Walk in order without taking anything out: O(log n) a step. A request may come twice."""
         heap, live = self._heap, self._live
         frontier = [(heap[0], 0)] if heap else []
@@ -76,7 +76,7 @@ class ItemHeap:
             if found is not None and found[0] == rank[0]:
                 yield rank, found[1]
 
-    def head(self, fits: Fits | None, skip: bool) -> Waiting | None:
+    def head(self, fits: Fits | None, skip: bool) -> QueuedRequest | None:
         """Return who goes first; with ``skip`` the first that fits. None if that is nobody."""
         if not self._live:
             return None
@@ -96,7 +96,7 @@ class ItemHeap:
     def __len__(self) -> int:
         return len(self._live)
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         return (item for _, item in self._live.values())
 
 

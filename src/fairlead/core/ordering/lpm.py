@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from fairlead.core.model import BlockKey
-from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingBase, OrderingContext, Waiting
+from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingBase, OrderingContext, QueuedRequest
 from fairlead.core.ordering.heaps import ItemHeap
 from fairlead.core.ordering.tracker import MatchTracker
 from fairlead.core.params import Param
@@ -18,17 +18,17 @@ class LpmQueue:
         self._items = ItemHeap()
         self._tracker = MatchTracker(matched)
 
-    def push(self, item: Waiting, matched: int) -> None:
+    def push(self, item: QueuedRequest, matched: int) -> None:
         """Add ``item``, of whose blocks the worker caches the first ``matched``."""
         self._tracker.add(item, matched)
         self._items.put(item, item.matched_tokens)
 
-    def discard(self, item: Waiting) -> None:
+    def discard(self, item: QueuedRequest) -> None:
         """Take out ``item``. Raises KeyError if it is not queued here."""
         self._items.remove(item)
         self._tracker.remove(item)
 
-    def head(self, fits: Fits | None = None) -> Waiting | None:
+    def head(self, fits: Fits | None = None) -> QueuedRequest | None:
         """Return the request with the longest match; with ``skip``, the first that fits."""
         return self._items.head(fits, self._skip)
 
@@ -52,7 +52,7 @@ class LpmQueue:
     def __len__(self) -> int:
         return len(self._items)
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         return iter(self._items)
 
 

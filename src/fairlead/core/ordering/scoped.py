@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from fairlead.core.model import ClientId
-from fairlead.core.ordering.base import OrderingBase, OrderingContext, Queue, Waiting
+from fairlead.core.ordering.base import OrderingBase, OrderingContext, Queue, QueuedRequest
 
 
 class Books(Protocol):
@@ -60,7 +60,7 @@ class ScopedOrdering(OrderingBase[Q], Generic[Q, B]):
         for books in self._books():
             books.set_weight(client)
 
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:
+    def admitted(self, number: int, item: QueuedRequest, extend_tokens: int) -> float:
         """Charge the prompt; return the client's credit before that."""
         books = self._fleet if self._fleet is not None else self._scopes[number]
         credit = books.credit(item.client)

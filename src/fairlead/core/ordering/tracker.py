@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from fairlead.core.model import BlockKey
-from fairlead.core.ordering.base import Matched, Waiting
+from fairlead.core.ordering.base import Matched, QueuedRequest
 
-_Index = dict[BlockKey, dict[int, Waiting]]
+_Index = dict[BlockKey, dict[int, QueuedRequest]]
 
 
 class MatchTracker:
@@ -23,7 +23,7 @@ class MatchTracker:
         self._next: _Index = {}
         self._last: _Index = {}
 
-    def add(self, item: Waiting, matched: int) -> None:
+    def add(self, item: QueuedRequest, matched: int) -> None:
         """Follow ``item``, of whose blocks the first ``matched`` are cached now."""
         item.matched = matched
         keys = item.keys
@@ -32,7 +32,7 @@ class MatchTracker:
         if matched:
             _put(self._last, keys[matched - 1], item)
 
-    def remove(self, item: Waiting) -> None:
+    def remove(self, item: QueuedRequest) -> None:
         """Follow ``item`` no longer."""
         matched, keys = item.matched, item.keys
         if matched < len(keys):
@@ -40,15 +40,15 @@ class MatchTracker:
         if matched:
             _take(self._last, keys[matched - 1], item)
 
-    def stored(self, keys: Iterable[BlockKey]) -> list[Waiting]:
+    def stored(self, keys: Iterable[BlockKey]) -> list[QueuedRequest]:
         """Match again who waited for one of ``keys``; return those whose match changed."""
         return self._match_again(self._next, keys)
 
-    def evicted(self, keys: Iterable[BlockKey]) -> list[Waiting]:
+    def evicted(self, keys: Iterable[BlockKey]) -> list[QueuedRequest]:
         """Match again who held one of ``keys`` last; return those whose match changed."""
         return self._match_again(self._last, keys)
 
-    def _match_again(self, index: _Index, keys: Iterable[BlockKey]) -> list[Waiting]:
+    def _match_again(self, index: _Index, keys: Iterable[BlockKey]) -> list[QueuedRequest]:
         changed = []
         for key in keys:
             items = index.get(key)
@@ -62,7 +62,7 @@ class MatchTracker:
                     changed.append(item)
         return changed
 
-    def check(self, items: Iterable[Waiting]) -> None:
+    def check(self, items: Iterable[QueuedRequest]) -> None:
         """Raise AssertionError unless exactly ``items`` are followed, each with its present match."""
         waits = holds = 0
         for item in items:
@@ -78,7 +78,7 @@ class MatchTracker:
         assert holds == sum(map(len, self._last.values()))
 
 
-def _put(index: _Index, key: BlockKey, item: Waiting) -> None:
+def _put(index: _Index, key: BlockKey, item: QueuedRequest) -> None:
     items = index.get(key)
     if items is None:
         index[key] = {item.seq: item}
@@ -86,7 +86,7 @@ def _put(index: _Index, key: BlockKey, item: Waiting) -> None:
         items[item.seq] = item
 
 
-def _take(index: _Index, key: BlockKey, item: Waiting) -> None:
+def _take(index: _Index, key: BlockKey, item: QueuedRequest) -> None:
     items = index[key]
     del items[item.seq]
     if not items:

@@ -5,7 +5,7 @@ from itertools import chain
 from typing import ClassVar
 
 from fairlead.core.model import BlockKey, ClientId
-from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingContext, Waiting
+from fairlead.core.ordering.base import ON_NO_FIT, Fits, Matched, OrderingContext, QueuedRequest
 from fairlead.core.ordering.clients import Accounts
 from fairlead.core.ordering.heaps import ItemHeap, ValueHeap
 from fairlead.core.ordering.scoped import ScopedOrdering
@@ -130,7 +130,7 @@ class VtcQueue:
         self._order: ValueHeap[Counter] = ValueHeap(counters.by_client)
         self._size = 0
 
-    def push(self, item: Waiting, matched: int) -> None:
+    def push(self, item: QueuedRequest, matched: int) -> None:
         """Add ``item``; what the worker caches of it does not matter."""
         item.matched = matched
         lane = self._lanes.get(item.client)
@@ -139,7 +139,7 @@ class VtcQueue:
         lane.put(item, 0)
         self._size += 1
 
-    def discard(self, item: Waiting) -> None:
+    def discard(self, item: QueuedRequest) -> None:
         """Take out ``item``. Raises KeyError if it is not queued here."""
         lane = self._lanes[item.client]
         lane.remove(item)
@@ -147,7 +147,7 @@ class VtcQueue:
         if not lane:
             self._close(lane)
 
-    def head(self, fits: Fits | None = None) -> Waiting | None:
+    def head(self, fits: Fits | None = None) -> QueuedRequest | None:
         """Return the oldest request of the client with the smallest counter."""
         account = self._order.least()
         if account is None:
@@ -167,7 +167,7 @@ class VtcQueue:
         """Say that the client's counter became smaller."""
         self._order.refile(account.client)
 
-    def _open(self, item: Waiting) -> Lane:
+    def _open(self, item: QueuedRequest) -> Lane:
         account = self._counters.accounts.get(item.client)
         lane = self._lanes[item.client] = Lane(account, item.seq)
         if not account.queues:
@@ -183,7 +183,7 @@ class VtcQueue:
         if not account.queues:
             self._counters.leave(account)
 
-    def _by_counter(self) -> Iterator[Waiting]:
+    def _by_counter(self) -> Iterator[QueuedRequest]:
         """Walk all requests, smallest counter first, oldest first within a client."""
         for lane in sorted(self._lanes.values(), key=lambda lane: (lane.account.value, lane.born)):
             for _, item in lane.in_order():
@@ -204,7 +204,7 @@ class VtcQueue:
     def __len__(self) -> int:
         return self._size
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         return chain.from_iterable(self._lanes.values())
 
 

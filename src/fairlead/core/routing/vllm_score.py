@@ -7,7 +7,7 @@ from fairlead.core.routing.scan import columns, least
 
 
 class VllmScore(RoutingBase):
-    """Waiting counts four times, since a queue says more about a worker than its batch does.
+    """What waits counts four times, since a queue says more about a worker than its batch does.
 
     Requests that wait at the dispatcher count as waiting; so do those that the engine last reported
     as waiting inside it, unless the report is older than ``max_age_s``. Of the requests that were
