@@ -70,7 +70,7 @@ def test_it_ends_when_it_has_waited_for_too_long_in_all() -> None:
     at = 0
     ended: list[Command] = []
     while not any(isinstance(c, Reject) for c in ended):
-        ended = d.step(ev.Refused(at, 1, SECOND)) if 1 in d.jobs and not d.queued else []
+        ended = d.step(ev.Refused(at, 1, SECOND)) if 1 in d.requests and not d.queued else []
         at += SECOND // 4
         ended += d.step(ev.Tick(at))
         assert at < 10 * SECOND
@@ -119,7 +119,7 @@ def test_when_all_workers_refuse_each_is_asked_again_in_its_time_and_no_sooner()
     attempts = 0
     todo = arrive(d, 1)
     at = 0
-    while at < 60 * SECOND and 1 in d.jobs:
+    while at < 60 * SECOND and 1 in d.requests:
         for rid, _ in sent(todo):
             attempts += 1
             todo = d.step(ev.Refused(at, rid, SECOND))

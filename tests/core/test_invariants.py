@@ -165,7 +165,7 @@ def test_invariant_9_books_stay_bounded() -> None:
     assert len(d.ledger.accounts) <= 50
     assert d.index.cached(0) <= 4_000 / 16
     assert len(d._deadlines) <= 1100
-    assert not d.jobs
+    assert not d.requests
     d.check()
 
 

@@ -10,9 +10,9 @@ import pytest
 from fairlead.core import dispatcher
 from fairlead.core.commands import Reject
 from fairlead.core.dispatcher import Settings
-from fairlead.core.job import Job
 from fairlead.core.lifecycle import ENDS, MOVES, LifecycleError, State
 from fairlead.core.model import Request
+from fairlead.core.tracked import TrackedRequest
 
 from .driver import Driver, make_dispatcher
 
@@ -20,13 +20,13 @@ from .driver import Driver, make_dispatcher
 @pytest.mark.pure_only("replaces a method of a compiled class")
 def test_every_move_of_the_table_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[tuple[State, str]] = set()
-    move = Job.move
+    move = TrackedRequest.move
 
-    def noted(self: Job, what: str) -> None:
+    def noted(self: TrackedRequest, what: str) -> None:
         seen.add((self.state, what))
         move(self, what)
 
-    monkeypatch.setattr(Job, "move", noted)
+    monkeypatch.setattr(TrackedRequest, "move", noted)
     for seed in range(8):
         settings = Settings(queue_timeout_us=1_000_000, max_queued=20)
         driver = Driver(make_dispatcher(settings=settings, seed=seed), random.Random(seed), check=False)
@@ -42,7 +42,7 @@ def test_any_other_move_is_refused() -> None:
     whats = {what for moves in MOVES.values() for what in moves}
     for state in State:
         for what in whats - MOVES[state].keys():
-            job = Job(Request(1, "ann", 10), 1, 0)
+            job = TrackedRequest(Request(1, "ann", 10), 1, 0)
             job.state = state
             with pytest.raises(LifecycleError, match=f"is {state}: it cannot {what}"):
                 job.move(what)

@@ -48,7 +48,7 @@ def flooded(**params: object) -> Dispatcher:
     assert d.fleet.running == [1, 1]
     assert d.fleet.queued == [2, 1]
     arrive(d, 6, "ann", at=1_000)
-    assert d.jobs[6].slot == 1
+    assert d.requests[6].slot == 1
     d.check()
     return d
 
@@ -78,7 +78,7 @@ def test_what_is_cached_elsewhere_is_worth_a_wait_as_long_as_it_takes_to_compute
         d.step(ev.CacheStored(10, "w1", list(key)))
         d.step(ev.FirstToken(1_000, 1))  # 160 tokens in 1 ms
         d.step(ev.Arrived(5_000, Request(9, "ann", 161, key, arrived_us=5_000)))
-        assert d.jobs[9].slot == 1
+        assert d.requests[9].slot == 1
         sent = [c for c in d.step(ev.Finished(5_000 + waited, 1, output_tokens=1)) if isinstance(c, Dispatch)]
         assert [c.rid for c in sent] == [9 if stolen else 3]
         d.check()
@@ -105,7 +105,7 @@ class Careful(Dispatcher):
         if self.ordering.credit(other, item.client) <= 0:
             return
         self.looked += 1
-        job, request = self.jobs[item.rid], item.request
+        job, request = self.requests[item.rid], item.request
         here, there = (request.matched_tokens(self.index.ready(s, item.keys)) for s in (slot, other))
         fits = thief.has_capacity(job.sequences, request.prompt_tokens - here + job.expected)
         waited = (self.now - request.arrived_us) * thief.prefilling.rate

@@ -173,7 +173,7 @@ def test_every_request_ends_in_one_known_way_and_nothing_is_left(trace: Trace, c
     dispatcher = world.dispatcher
     dispatcher.check()
     assert dispatcher.arrived == len(requests)
-    assert len(dispatcher.jobs) == counts["unfinished"]
+    assert len(dispatcher.requests) == counts["unfinished"]
 
 
 @RUNS

@@ -18,7 +18,6 @@ from fairlead.core import invariants
 from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reasons, Reject
 from fairlead.core.fleet import FleetState
 from fairlead.core.holding import Holding
-from fairlead.core.job import Job
 from fairlead.core.ledger import Ledger
 from fairlead.core.lifecycle import ENDS, LifecycleError, State
 from fairlead.core.matching import Matcher
@@ -29,6 +28,7 @@ from fairlead.core.routing.base import Choice, Routing
 from fairlead.core.settings import Settings
 from fairlead.core.shedding import QueueShares
 from fairlead.core.stealing import Stealing
+from fairlead.core.tracked import TrackedRequest
 from fairlead.core.worker import Worker
 
 __all__ = ["Dispatcher", "Settings"]
@@ -63,9 +63,9 @@ class Dispatcher:
         self.index = PrefixIndex(self._on_stored, self._on_evicted)
         self.matcher = Matcher(self.fleet, self.index)
         self.shares = QueueShares()
-        self.jobs: dict[RequestId, Job] = {}
+        self.requests: dict[RequestId, TrackedRequest] = {}
         """Requests that have not ended."""
-        self.parked: dict[RequestId, Job] = {}
+        self.parked: dict[RequestId, TrackedRequest] = {}
         """Those of them that no worker can take now."""
         self.ended = dict.fromkeys(ENDS, 0)
         self.arrived = 0
@@ -75,7 +75,7 @@ class Dispatcher:
         self._stealing = Stealing(ordering, self.fleet, self.index, self.workers) if ordering.steals else None
         self._robbed: list[Worker] = []
         """Workers whose next request was taken away: another of theirs may fit."""
-        self._tracked = ordering.uses_match
+        self._uses_match = ordering.uses_match
         """Whether queues keep ``QueuedRequest.matched`` current."""
         self._deadlines: deque[tuple[int, RequestId]] = deque()
         self._seq = 0
@@ -175,7 +175,7 @@ class Dispatcher:
     @property
     def running(self) -> int:
         """Requests sent to a worker and not ended."""
-        return len(self.jobs) - self.shares.total
+        return len(self.requests) - self.shares.total
 
     # ------------------------------------------------------------------ requests
 
@@ -183,7 +183,7 @@ class Dispatcher:
         self._arrive(event.request, out)
 
     def _arrive(self, request: Request, out: list[Command]) -> None:
-        if request.rid in self.jobs:
+        if request.rid in self.requests:
             raise LifecycleError(f"request {request.rid} arrived twice")
         self.arrived += 1
         self._seq += 1
@@ -193,20 +193,20 @@ class Dispatcher:
         expected = int(self.fleet.mean_output)
         if request.max_tokens is not None and request.max_tokens < expected:
             expected = request.max_tokens
-        job = Job(request, self._seq, expected * request.sequences)
+        tracked = TrackedRequest(request, self._seq, expected * request.sequences)
         if not self.fleet.slots:
-            self._refuse_new(job, out, "no_worker", "no worker is known")
+            self._refuse_new(tracked, out, "no_worker", "no worker is known")
             return
         if self._full() and not self._shed_for(request.client, out):
-            self._refuse_new(job, out, "queue_full", f"{self.shares.total} requests are waiting already")
+            self._refuse_new(tracked, out, "queue_full", f"{self.shares.total} requests are waiting already")
             return
-        self.jobs[request.rid] = job
-        self._place(job, out)
+        self.requests[request.rid] = tracked
+        self._place(tracked, out)
 
-    def _refuse_new(self, job: Job, out: list[Command], code: str, message: str) -> None:
-        job.move("reject")
+    def _refuse_new(self, tracked: TrackedRequest, out: list[Command], code: str, message: str) -> None:
+        tracked.move("reject")
         self.ended[State.REJECTED] += 1
-        out.append(Reject(job.request.rid, code, message))
+        out.append(Reject(tracked.request.rid, code, message))
 
     def _full(self) -> bool:
         fleet = self.fleet
@@ -217,7 +217,7 @@ class Dispatcher:
         victim = self.shares.victim()
         if victim is None or self.shares.count(victim[0]) <= self.shares.count(client) + 1:
             return False
-        self._end_waiting(self.jobs[victim[1]], "reject", out)
+        self._end_waiting(self.requests[victim[1]], "reject", out)
         out.append(Reject(victim[1], "queue_full", "the queue is full and this client has most waiting"))
         return not self._full()
 
@@ -225,38 +225,38 @@ class Dispatcher:
         self._begin_answer(event.rid, out)
 
     def _begin_answer(self, rid: RequestId, out: list[Command]) -> None:
-        job = self._job(rid)
-        job.move("first_token")
-        if job.pending_prefill_tokens:
-            worker = self.workers[job.slot]
-            worker.prefilling.computed(job.pending_prefill_tokens, self.now)
-            worker.computed(job)
+        tracked = self._find(rid)
+        tracked.move("first_token")
+        if tracked.pending_prefill_tokens:
+            worker = self.workers[tracked.slot]
+            worker.prefilling.computed(tracked.pending_prefill_tokens, self.now)
+            worker.computed(tracked)
             if self.fleet.waiting:  # there may be capacity for more prefill now
-                self._pump(worker, out)
+                self._send_waiting(worker, out)
 
     def _progressed(self, event: ev.Progressed, out: list[Command]) -> None:
         self._progress(event.rid, event.tokens)
 
     def _progress(self, rid: RequestId, tokens: int) -> None:
-        job = self._job(rid)
-        if job.state is not State.DECODING:  # the usual case, which changes nothing
-            job.move("progress")
-        self._charge_output(job, tokens)
+        tracked = self._find(rid)
+        if tracked.state is not State.DECODING:  # the usual case, which changes nothing
+            tracked.move("progress")
+        self._charge_output(tracked, tokens)
 
-    def _charge_output(self, job: Job, tokens: int) -> None:
-        self._decoded(job, tokens)
-        self.ordering.decoded(job.slot, job.client, tokens)
-        self.routing.decoded(job.client, job.slot, tokens)
+    def _charge_output(self, tracked: TrackedRequest, tokens: int) -> None:
+        self._decoded(tracked, tokens)
+        self.ordering.decoded(tracked.slot, tracked.client, tokens)
+        self.routing.decoded(tracked.client, tracked.slot, tokens)
 
-    def _decoded(self, job: Job, tokens: int) -> None:
+    def _decoded(self, tracked: TrackedRequest, tokens: int) -> None:
         """Count output tokens in the dispatcher's own books."""
-        before = job.decoded
-        job.decoded = after = before + tokens
-        self.ledger.decoded(job.account, tokens)
-        expected = job.expected
+        before = tracked.decoded
+        tracked.decoded = after = before + tokens
+        self.ledger.decoded(tracked.account, tokens)
+        expected = tracked.expected
         if after > expected or before > expected:
             over = max(after - expected, 0) - max(before - expected, 0)
-            self.workers[job.slot].outgrown(job, over)
+            self.workers[tracked.slot].outgrown(tracked, over)
 
     def _finished(self, event: ev.Finished, out: list[Command]) -> None:
         _, rid, prompt, cached, output = event
@@ -265,178 +265,178 @@ class Dispatcher:
     def _finish(
         self, rid: RequestId, prompt: int | None, cached: int | None, output: int | None, out: list[Command]
     ) -> None:
-        job = self._job(rid)
-        job.move("finish")
-        slot, expected_prompt = job.slot, job.request.prompt_tokens
+        tracked = self._find(rid)
+        tracked.move("finish")
+        slot, expected_prompt = tracked.slot, tracked.request.prompt_tokens
         if prompt is None:
             prompt = expected_prompt
         if cached is not None:
             extend = prompt - cached
         else:
-            extend = job.extend if prompt == expected_prompt else max(prompt - job.hit_tokens, 1)
-        more = 0 if output is None else output - job.decoded
+            extend = tracked.extend if prompt == expected_prompt else max(prompt - tracked.hit_tokens, 1)
+        more = 0 if output is None else output - tracked.decoded
         if more:
-            self._decoded(job, more)
-        self.ledger.settle(job.account, job.extend, extend)
-        prompt_change, change = prompt - expected_prompt, extend - job.extend
+            self._decoded(tracked, more)
+        self.ledger.settle(tracked.account, tracked.extend, extend)
+        prompt_change, change = prompt - expected_prompt, extend - tracked.extend
         if more or change or prompt_change:
-            self.ordering.settled(slot, job.client, prompt_change, change, more)
-            self.routing.settled(job.client, slot, prompt_change, change, more)
+            self.ordering.settled(slot, tracked.client, prompt_change, change, more)
+            self.routing.settled(tracked.client, slot, prompt_change, change, more)
         fleet = self.fleet
-        fleet.mean_output += (job.decoded / job.sequences - fleet.mean_output) * (1 - _OUTPUT_MEMORY)
-        job.account.requests += 1
+        fleet.mean_output += (tracked.decoded / tracked.sequences - fleet.mean_output) * (1 - _OUTPUT_MEMORY)
+        tracked.account.requests += 1
         worker = self.workers[slot]
-        worker.release(job, computed=True)
+        worker.release(tracked, computed=True)
         self.ended[State.DONE] += 1
-        del self.jobs[rid]
+        del self.requests[rid]
         if fleet.waiting:
-            self._pump(worker, out)
+            self._send_waiting(worker, out)
         if worker.leaving:
             self._free_if_empty(worker)
 
     def _failed(self, event: ev.Failed, out: list[Command]) -> None:
-        job = self._job(event.rid)
-        if job.state is State.QUEUED:
+        tracked = self._find(event.rid)
+        if tracked.state is State.QUEUED:
             raise LifecycleError(f"request {event.rid} is queued: it cannot fail on a worker")
-        worker = self.workers[job.slot]
-        if job.state is State.DECODING:
-            self._end_running(job, "fail")
+        worker = self.workers[tracked.slot]
+        if tracked.state is State.DECODING:
+            self._end_running(tracked, "fail")
             out.append(Fail(event.rid, event.reason))
         else:
-            self._refund(job)
-            tried = job.attempts - job.refusals
+            self._refund(tracked)
+            tried = tracked.attempts - tracked.refusals
             if event.retryable and tried < self.settings.max_attempts and self._retry_tokens >= 1:
-                self._retry(job, out)
+                self._retry(tracked, out)
             else:
-                self._end(job, "fail")
+                self._end(tracked, "fail")
                 out.append(Fail(event.rid, event.reason))
-        self._pump(worker, out)
+        self._send_waiting(worker, out)
 
-    def _retry(self, job: Job, out: list[Command]) -> None:
+    def _retry(self, tracked: TrackedRequest, out: list[Command]) -> None:
         """Queue a request again, on another worker if there is one; it keeps its place by arrival."""
         self._retry_tokens -= 1
         self.retries += 1
-        job.move("retry")
-        job.tried = (*job.tried, job.slot)
-        job.slot = -1
-        self._place(job, out)
+        tracked.move("retry")
+        tracked.tried = (*tracked.tried, tracked.slot)
+        tracked.slot = -1
+        self._place(tracked, out)
 
     def _refused(self, event: ev.Refused, out: list[Command]) -> None:
         """Hold the worker, and queue the request again: it keeps its place by arrival."""
-        job = self._job(event.rid)
-        job.move("refuse")
-        worker = self.workers[job.slot]
-        self._refund(job)
-        job.refusals += 1
+        tracked = self._find(event.rid)
+        tracked.move("refuse")
+        worker = self.workers[tracked.slot]
+        self._refund(tracked)
+        tracked.refusals += 1
         self._holding.hold(worker, self.now + max(1, event.wait_us))
-        job.slot = -1
+        tracked.slot = -1
         if worker.leaving:
             self._free_if_empty(worker)
-        if job.deadline and job.deadline <= self.now:
-            self._end(job, "reject")
-            self._reject_late(job, out)
+        if tracked.deadline and tracked.deadline <= self.now:
+            self._end(tracked, "reject")
+            self._reject_late(tracked, out)
             return
-        self._place(job, out)
-        if job.deadline and job.state is State.QUEUED:
-            insort(self._deadlines, (job.deadline, job.rid))
+        self._place(tracked, out)
+        if tracked.deadline and tracked.state is State.QUEUED:
+            insort(self._deadlines, (tracked.deadline, tracked.rid))
 
-    def _refund(self, job: Job) -> None:
+    def _refund(self, tracked: TrackedRequest) -> None:
         """Take back everything that an attempt was charged, since the worker did no work for it."""
-        request, slot = job.request, job.slot
-        self.ledger.refund(job.account, job.extend)
-        self.ordering.corrected(slot, request.client, -request.prompt_tokens, -job.extend)
-        self.routing.unassigned(request, slot, job.extend, self.now)
-        self.workers[slot].release(job, computed=False)
+        request, slot = tracked.request, tracked.slot
+        self.ledger.refund(tracked.account, tracked.extend)
+        self.ordering.corrected(slot, request.client, -request.prompt_tokens, -tracked.extend)
+        self.routing.unassigned(request, slot, tracked.extend, self.now)
+        self.workers[slot].release(tracked, computed=False)
 
     def _cancelled(self, event: ev.Cancelled, out: list[Command]) -> None:
-        job = self._job(event.rid)
-        if job.state is State.QUEUED:
-            self._end_waiting(job, "cancel", out)
+        tracked = self._find(event.rid)
+        if tracked.state is State.QUEUED:
+            self._end_waiting(tracked, "cancel", out)
         else:
-            worker = self.workers[job.slot]
-            name = self.fleet.ids[job.slot]
+            worker = self.workers[tracked.slot]
+            name = self.fleet.ids[tracked.slot]
             # What was admitted stays charged: else hanging up before the first token would be free.
-            self._end_running(job, "cancel")
+            self._end_running(tracked, "cancel")
             out.append(Cancel(event.rid, name))
-            self._pump(worker, out)
+            self._send_waiting(worker, out)
 
-    def _end_running(self, job: Job, what: str) -> None:
+    def _end_running(self, tracked: TrackedRequest, what: str) -> None:
         """End a request on its worker, with its reservation taken as the work that was done."""
-        self.ledger.settle(job.account, job.extend, job.extend)
-        self.workers[job.slot].release(job, computed=job.state is State.DECODING)
-        self._end(job, what)
+        self.ledger.settle(tracked.account, tracked.extend, tracked.extend)
+        self.workers[tracked.slot].release(tracked, computed=tracked.state is State.DECODING)
+        self._end(tracked, what)
 
-    def _end_waiting(self, job: Job, what: str, out: list[Command]) -> None:
+    def _end_waiting(self, tracked: TrackedRequest, what: str, out: list[Command]) -> None:
         """End a request that waits; another of its queue may fit now."""
-        self._leave_queue(job)
-        self._end(job, what)
-        if job.slot >= 0:
-            self._pump(self.workers[job.slot], out)
+        self._leave_queue(tracked)
+        self._end(tracked, what)
+        if tracked.slot >= 0:
+            self._send_waiting(self.workers[tracked.slot], out)
 
-    def _end(self, job: Job, what: str) -> None:
-        job.move(what)
-        self.ended[job.state] += 1
-        del self.jobs[job.request.rid]
-        if job.slot >= 0 and self.workers[job.slot].leaving:
-            self._free_if_empty(self.workers[job.slot])
+    def _end(self, tracked: TrackedRequest, what: str) -> None:
+        tracked.move(what)
+        self.ended[tracked.state] += 1
+        del self.requests[tracked.request.rid]
+        if tracked.slot >= 0 and self.workers[tracked.slot].leaving:
+            self._free_if_empty(self.workers[tracked.slot])
 
-    def _job(self, rid: RequestId) -> Job:
-        job = self.jobs.get(rid)
-        if job is None:
+    def _find(self, rid: RequestId) -> TrackedRequest:
+        tracked = self.requests.get(rid)
+        if tracked is None:
             raise LifecycleError(f"request {rid} is unknown or has ended")
-        return job
+        return tracked
 
     # ------------------------------------------------------------------ routing and admission
 
-    def _place(self, job: Job, out: list[Command]) -> None:
+    def _place(self, tracked: TrackedRequest, out: list[Command]) -> None:
         """Choose a worker for a request and send it, or queue it for that worker."""
-        if not self._route(job):
-            self._wait(job)
-            self.parked[job.request.rid] = job
+        if not self._route(tracked):
+            self._wait(tracked)
+            self.parked[tracked.request.rid] = tracked
             return
-        worker = self.workers[job.slot]
+        worker = self.workers[tracked.slot]
         if (
-            not self.fleet.queued[job.slot]
-            and worker.has_capacity(job.sequences, job.extend + job.expected)
-            and self.ordering.passes(job.slot, job.client)
+            not self.fleet.queued[tracked.slot]
+            and worker.has_capacity(tracked.sequences, tracked.extend + tracked.expected)
+            and self.ordering.passes(tracked.slot, tracked.client)
         ):
-            self.fleet.begin(job.slot, job.sequences)
-            self._admit(job, worker, out)
+            self.fleet.begin(tracked.slot, tracked.sequences)
+            self._admit(tracked, worker, out)
             return
-        self._wait(job)
-        worker.enqueue(job)
-        self._pump(worker, out)
+        self._wait(tracked)
+        worker.enqueue(tracked)
+        self._send_waiting(worker, out)
 
-    def _wait(self, job: Job) -> None:
+    def _wait(self, tracked: TrackedRequest) -> None:
         """Count a request among the waiting."""
-        rid, timeout = job.request.rid, self.settings.queue_timeout_us
-        self.shares.add(job.request.client, rid)
+        rid, timeout = tracked.request.rid, self.settings.queue_timeout_us
+        self.shares.add(tracked.request.client, rid)
         if timeout:
             deadline = self.now + timeout
-            job.deadline = job.deadline or deadline
+            tracked.deadline = tracked.deadline or deadline
             self._deadlines.append((deadline, rid))
 
-    def _route(self, job: Job) -> bool:
+    def _route(self, tracked: TrackedRequest) -> bool:
         """Choose a worker and assign the request to it in all books; False if no worker can take it."""
-        request, fleet = job.request, self.fleet
+        request, fleet = tracked.request, self.fleet
         if not fleet.candidates:
             return False
-        if job.tried:
-            self._avoid(job.tried)
+        if tracked.tried:
+            self._avoid(tracked.tried)
         match = self.matcher.match(request)
         choice = self.routing.choose(request, match, fleet, self.now)
-        job.candidates = fleet.candidates
-        if job.tried:
+        tracked.candidates = fleet.candidates
+        if tracked.tried:
             fleet.refresh()
-        job.choice = choice
+        tracked.choice = choice
         self._block_tokens = request.block_tokens
-        self._assign(job, choice.slot, match.tokens[choice.slot])
+        self._assign(tracked, choice.slot, match.tokens[choice.slot])
         return True
 
-    def _assign(self, job: Job, slot: int, matched: int) -> None:
+    def _assign(self, tracked: TrackedRequest, slot: int, matched: int) -> None:
         """Give a request to a worker in all books."""
-        self.workers[slot].assign(job, matched)
-        self.routing.assigned(job.request, slot, job.extend, self.now)
+        self.workers[slot].assign(tracked, matched)
+        self.routing.assigned(tracked.request, slot, tracked.extend, self.now)
 
     def _avoid(self, tried: tuple[int, ...]) -> None:
         """Leave workers that failed a request out of the candidates, unless no other is left."""
@@ -445,7 +445,7 @@ class Dispatcher:
         if others:
             fleet.candidates, fleet.candidate_bitmap = others, sum(1 << s for s in others)
 
-    def _pump(self, worker: Worker, out: list[Command]) -> None:
+    def _send_waiting(self, worker: Worker, out: list[Command]) -> None:
         """Send from one worker's queue for as long as it has capacity."""
         fleet, stealing, slot, queue = self.fleet, self._stealing, worker.slot, worker.queue
         if not fleet.up[slot] or not (fleet.queued[slot] or (stealing is not None and fleet.waiting)):
@@ -464,12 +464,12 @@ class Dispatcher:
                 item = queue.head(worker.fits)
                 if item is None:
                     break
-            assert isinstance(item, Job)
+            assert isinstance(item, TrackedRequest)
             self.shares.remove(item.client, item.rid)
             worker.take(item)
             self._admit(item, worker, out)
         while self._robbed:
-            self._pump(self._robbed.pop(), out)
+            self._send_waiting(self._robbed.pop(), out)
 
     def _next_with_credit(self, worker: Worker, stealing: Stealing) -> QueuedRequest | None:
         """Return who goes next on a worker; somebody from another queue before one without credit."""
@@ -484,41 +484,41 @@ class Dispatcher:
                 return found[0]
         return item
 
-    def _steal(self, job: Job, matched: int, thief: Worker) -> None:
+    def _steal(self, tracked: TrackedRequest, matched: int, thief: Worker) -> None:
         """Move a request from the queue that it waits in to another worker's."""
-        victim = self.workers[job.slot]
-        if victim.head is job:
+        victim = self.workers[tracked.slot]
+        if victim.head is tracked:
             self._robbed.append(victim)
-        self._leave_slot(job, victim)
-        job.choice = Choice(thief.slot, branch=f"{self.routing.name}, moved: has credit")
-        job.candidates = (thief.slot,)
-        self._assign(job, thief.slot, matched)
-        thief.enqueue(job)
+        self._leave_slot(tracked, victim)
+        tracked.choice = Choice(thief.slot, branch=f"{self.routing.name}, moved: has credit")
+        tracked.candidates = (thief.slot,)
+        self._assign(tracked, thief.slot, matched)
+        thief.enqueue(tracked)
 
-    def _admit(self, job: Job, worker: Worker, out: list[Command]) -> None:
+    def _admit(self, tracked: TrackedRequest, worker: Worker, out: list[Command]) -> None:
         """Reserve everything for one request and say that it is to be sent."""
-        choice, slot = job.choice, worker.slot
-        change = worker.start(job, self.now)
+        choice, slot = tracked.choice, worker.slot
+        change = worker.start(tracked, self.now)
         if change:
-            self.routing.corrected(job.client, slot, 0, change)
-        job.account = self.ledger.reserve(job.client, job.extend, self.now)
-        credit = self.ordering.admitted(slot, job, job.extend)
-        branch, matched = choice.branch or self.routing.name, job.request.prompt_tokens - job.extend
-        reasons = Reasons(branch, choice.scores, job.candidates, matched, credit)
-        out.append(Dispatch(job.rid, self.fleet.ids[slot], job.attempts, reasons))
+            self.routing.corrected(tracked.client, slot, 0, change)
+        tracked.account = self.ledger.reserve(tracked.client, tracked.extend, self.now)
+        credit = self.ordering.admitted(slot, tracked, tracked.extend)
+        branch, matched = choice.branch or self.routing.name, tracked.request.prompt_tokens - tracked.extend
+        reasons = Reasons(branch, choice.scores, tracked.candidates, matched, credit)
+        out.append(Dispatch(tracked.rid, self.fleet.ids[slot], tracked.attempts, reasons))
 
-    def _leave_queue(self, job: Job) -> None:
+    def _leave_queue(self, tracked: TrackedRequest) -> None:
         """Take a queued request out of its worker's queue, or of the parked ones; it costs nothing."""
-        self.shares.remove(job.client, job.rid)
-        if job.slot < 0:
-            del self.parked[job.rid]
+        self.shares.remove(tracked.client, tracked.rid)
+        if tracked.slot < 0:
+            del self.parked[tracked.rid]
         else:
-            self._leave_slot(job, self.workers[job.slot])
+            self._leave_slot(tracked, self.workers[tracked.slot])
 
-    def _leave_slot(self, job: Job, worker: Worker) -> None:
+    def _leave_slot(self, tracked: TrackedRequest, worker: Worker) -> None:
         """Take a request out of its worker's queue; it goes on waiting elsewhere, or ends."""
-        worker.leave(job)
-        self.routing.unassigned(job.request, worker.slot, job.extend, self.now)
+        worker.leave(tracked)
+        self.routing.unassigned(tracked.request, worker.slot, tracked.extend, self.now)
 
     # ------------------------------------------------------------------ workers and their caches
 
@@ -542,15 +542,15 @@ class Dispatcher:
                 worker.precise = event.precise
         fleet.kv_stale.add(slot)
         fleet.set_up(slot, up=True)
-        self._pump(worker, out)
+        self._send_waiting(worker, out)
 
     def _unpark(self, out: list[Command]) -> None:
         """Route what no worker could take before, oldest first, for as long as one can."""
-        for job in sorted(self.parked.values(), key=lambda job: job.seq):
+        for tracked in sorted(self.parked.values(), key=lambda tracked: tracked.seq):
             if not self.fleet.candidates:
                 return
-            self._leave_queue(job)
-            self._place(job, out)
+            self._leave_queue(tracked)
+            self._place(tracked, out)
 
     def _worker_down(self, event: ev.WorkerDown, out: list[Command]) -> None:
         self._take_down(self._worker(event.worker), event.forget_cache, out)
@@ -559,15 +559,15 @@ class Dispatcher:
         """Send nothing more to a worker, and route again what waits for it."""
         slot = worker.slot
         self.fleet.set_up(slot, up=False)
-        moved = sorted((self.jobs[item.rid] for item in worker.queue), key=lambda job: job.seq)
-        for job in moved:
-            self._leave_queue(job)
+        moved = sorted((self.requests[item.rid] for item in worker.queue), key=lambda tracked: tracked.seq)
+        for tracked in moved:
+            self._leave_queue(tracked)
         if forget_cache:
             self.index.clear(slot, worker.precise)
             self.fleet.kv_stale.add(slot)
-        for job in moved:
-            job.slot = -1
-            self._place(job, out)
+        for tracked in moved:
+            tracked.slot = -1
+            self._place(tracked, out)
 
     def _worker_gone(self, event: ev.WorkerGone, out: list[Command]) -> None:
         worker = self._worker(event.worker)
@@ -596,7 +596,7 @@ class Dispatcher:
             fleet.engine_running[slot] = event.engine_running or 0
             fleet.engine_waiting[slot] = event.engine_waiting or 0
             fleet.reported_us[slot] = self.now
-        self._pump(worker, out)
+        self._send_waiting(worker, out)
 
     def _worker(self, name: WorkerId) -> Worker:
         return self.workers[self.fleet.slots[name]]
@@ -608,7 +608,7 @@ class Dispatcher:
         worker = self._worker(event.worker)
         self.index.stored(worker.slot, event.keys, event.parent)
         self.fleet.kv_stale.add(worker.slot)
-        self._pump(worker, out)
+        self._send_waiting(worker, out)
 
     def _cache_evicted(self, event: ev.CacheEvicted, out: list[Command]) -> None:
         slot = self.fleet.slots[event.worker]
@@ -622,11 +622,11 @@ class Dispatcher:
         self.fleet.kv_stale.add(worker.slot)
 
     def _on_stored(self, slot: int, keys: Iterable[BlockKey]) -> None:
-        if self._tracked and self.fleet.queued[slot]:
+        if self._uses_match and self.fleet.queued[slot]:
             self.workers[slot].queue.cache_stored(keys)
 
     def _on_evicted(self, slot: int, keys: Iterable[BlockKey]) -> None:
-        if self._tracked and self.fleet.queued[slot]:
+        if self._uses_match and self.fleet.queued[slot]:
             self.workers[slot].queue.cache_evicted(keys)
 
     # ------------------------------------------------------------------ time
@@ -640,11 +640,11 @@ class Dispatcher:
             fleet.block_tokens = self._block_tokens
             for slot in fleet.slots.values():
                 self.workers[slot].resize()
-                self._pump(self.workers[slot], out)
+                self._send_waiting(self.workers[slot], out)
         for slot in fleet.slots.values():
             self._guess_computed(self.workers[slot], out)
             if self._stealing is not None and fleet.waiting:
-                self._pump(self.workers[slot], out)
+                self._send_waiting(self.workers[slot], out)
         self.ordering.tick(self.now)
         self.routing.tick(self.now)
         if self.now >= self._next_forget:
@@ -656,43 +656,45 @@ class Dispatcher:
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= self.now:
             _, rid = deadlines.popleft()
-            job = self.jobs.get(rid)
-            if job is not None and job.state is State.QUEUED:
-                self._end_waiting(job, "reject", out)
-                self._reject_late(job, out)
+            tracked = self.requests.get(rid)
+            if tracked is not None and tracked.state is State.QUEUED:
+                self._end_waiting(tracked, "reject", out)
+                self._reject_late(tracked, out)
         if len(deadlines) > 2 * self.shares.total + 1000:
-            waiting = ((at, rid) for at, rid in deadlines if rid in self.jobs)
-            self._deadlines = deque(entry for entry in waiting if self.jobs[entry[1]].state is State.QUEUED)
+            waiting = ((at, rid) for at, rid in deadlines if rid in self.requests)
+            self._deadlines = deque(
+                entry for entry in waiting if self.requests[entry[1]].state is State.QUEUED
+            )
 
-    def _reject_late(self, job: Job, out: list[Command]) -> None:
+    def _reject_late(self, tracked: TrackedRequest, out: list[Command]) -> None:
         seconds = self.settings.queue_timeout_us / 1e6
-        out.append(Reject(job.rid, "queue_timeout", f"no worker had room within {seconds:g} s"))
+        out.append(Reject(tracked.rid, "queue_timeout", f"no worker had room within {seconds:g} s"))
 
     def _release_held(self, out: list[Command]) -> None:
         """Send to workers again that were held for long enough; what waits for others may go to them."""
         released = self._holding.release(self.now)
-        for job in self._holding.stranded():
-            self._leave_queue(job)
-            job.slot = -1
-            self._place(job, out)
+        for tracked in self._holding.stranded():
+            self._leave_queue(tracked)
+            tracked.slot = -1
+            self._place(tracked, out)
         for worker in released:
-            self._pump(worker, out)
+            self._send_waiting(worker, out)
 
     def _guess_computed(self, worker: Worker, out: list[Command]) -> None:
         """Count requests that say nothing before they end as computed when they should be."""
         prefilling = worker.prefilling
         while (rid := prefilling.due(self.now)) is not None:
-            job = self.jobs.get(rid)
+            tracked = self.requests.get(rid)
             if (
-                job is not None
-                and job.slot == worker.slot
-                and job.state is State.RUNNING
-                and job.pending_prefill_tokens
+                tracked is not None
+                and tracked.slot == worker.slot
+                and tracked.state is State.RUNNING
+                and tracked.pending_prefill_tokens
             ):
-                prefilling.gone(job.pending_prefill_tokens)
-                worker.computed(job)
+                prefilling.gone(tracked.pending_prefill_tokens)
+                worker.computed(tracked)
                 if self.fleet.waiting:
-                    self._pump(worker, out)
+                    self._send_waiting(worker, out)
 
     # ------------------------------------------------------------------ for tests and people
 

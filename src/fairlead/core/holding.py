@@ -7,7 +7,7 @@ goes to others as they come to take requests, a few each time, in the order of i
 from collections.abc import Iterator
 
 from fairlead.core.fleet import FleetState
-from fairlead.core.job import Job
+from fairlead.core.tracked import TrackedRequest
 from fairlead.core.worker import Worker
 
 _MOST_MOVED = 64
@@ -41,7 +41,7 @@ class Holding:
             fleet.refresh()
         return over
 
-    def stranded(self) -> Iterator[Job]:
+    def stranded(self) -> Iterator[TrackedRequest]:
         """Iterate over requests that wait for a held worker while another takes requests.
 
         Each has to be taken out of its queue before the next one is asked for.
@@ -55,5 +55,5 @@ class Holding:
                 item = worker.head or worker.queue.head()
                 if item is None:
                     break
-                assert isinstance(item, Job)
+                assert isinstance(item, TrackedRequest)
                 yield item

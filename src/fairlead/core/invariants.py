@@ -6,8 +6,8 @@ The numbers are those of docs/architecture.md. It costs time in proportion to al
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fairlead.core.job import Job
 from fairlead.core.lifecycle import State
+from fairlead.core.tracked import TrackedRequest
 from fairlead.core.worker import Worker
 
 if TYPE_CHECKING:
@@ -20,21 +20,21 @@ def check(dispatcher: "Dispatcher") -> None:
     _check_ledger(dispatcher)
     dispatcher.ordering.check()
     dispatcher.index.check()
-    of_slot: dict[int, list[Job]] = {slot: [] for slot in dispatcher.fleet.slots.values()}
-    for job in dispatcher.jobs.values():
-        if job.slot >= 0:
-            of_slot[job.slot].append(job)
-    for slot, jobs in of_slot.items():
-        _check_worker(dispatcher, dispatcher.workers[slot], jobs)
+    of_slot: dict[int, list[TrackedRequest]] = {slot: [] for slot in dispatcher.fleet.slots.values()}
+    for tracked in dispatcher.requests.values():
+        if tracked.slot >= 0:
+            of_slot[tracked.slot].append(tracked)
+    for slot, requests in of_slot.items():
+        _check_worker(dispatcher, dispatcher.workers[slot], requests)
 
 
 def _check_conservation(dispatcher: "Dispatcher") -> None:
     """Invariants 1 and 10: each request that arrived is in exactly one place."""
-    fleet, jobs = dispatcher.fleet, dispatcher.jobs
-    waits = [job for job in jobs.values() if job.state is State.QUEUED]
-    runs = [job for job in jobs.values() if job.state is not State.QUEUED]
+    fleet, requests = dispatcher.fleet, dispatcher.requests
+    waits = [r for r in requests.values() if r.state is State.QUEUED]
+    runs = [r for r in requests.values() if r.state is not State.QUEUED]
     parked = dispatcher.parked.values()
-    assert dispatcher.arrived == len(jobs) + sum(dispatcher.ended.values()), "a request was lost"
+    assert dispatcher.arrived == len(requests) + sum(dispatcher.ended.values()), "a request was lost"
     assert len(waits) == dispatcher.shares.total, "queue counts differ"
     assert _sequences(waits) == _sequences(parked) + sum(fleet.queued), "sequences that wait differ"
     assert _sequences(runs) == sum(fleet.running), "sequences that run differ"
@@ -43,8 +43,8 @@ def _check_conservation(dispatcher: "Dispatcher") -> None:
     assert not held or held == set(fleet.candidates), "a worker without room is a candidate beside others"
 
 
-def _sequences(jobs: Iterable[Job]) -> int:
-    return sum(job.sequences for job in jobs)
+def _sequences(requests: Iterable[TrackedRequest]) -> int:
+    return sum(r.sequences for r in requests)
 
 
 def _check_ledger(dispatcher: "Dispatcher") -> None:
@@ -52,34 +52,30 @@ def _check_ledger(dispatcher: "Dispatcher") -> None:
     ledger = dispatcher.ledger
     ledger.check()
     outstanding = dict.fromkeys(ledger.accounts, 0)
-    for job in dispatcher.jobs.values():
-        if job.state is not State.QUEUED:
-            outstanding[job.client] += job.extend * ledger.costs.extend
+    for tracked in dispatcher.requests.values():
+        if tracked.state is not State.QUEUED:
+            outstanding[tracked.client] += tracked.extend * ledger.costs.extend
     for client, account in ledger.accounts.items():
         assert account.outstanding == outstanding[client], f"outstanding work of {client} differs"
 
 
-def _check_worker(dispatcher: "Dispatcher", worker: Worker, jobs: list[Job]) -> None:
+def _check_worker(dispatcher: "Dispatcher", worker: Worker, requests: list[TrackedRequest]) -> None:
     """The books of one worker are those of its requests; invariant 3: it does not idle."""
     fleet, slot, queue = dispatcher.fleet, worker.slot, worker.queue
     assert (slot in fleet.held) is (worker.held_until > 0), f"{fleet.ids[slot]}: whether it is held differs"
     name = fleet.ids[slot]
-    sent = [job for job in jobs if job.state is not State.QUEUED]
-    assert len(queue) == len(jobs) - len(sent), f"{name}: queue length differs"
+    sent = [r for r in requests if r.state is not State.QUEUED]
+    assert len(queue) == len(requests) - len(sent), f"{name}: queue length differs"
     assert fleet.running[slot] == _sequences(sent), f"{name}: sequences that run differ"
-    assert fleet.batch_size[slot] == fleet.queued[slot] + fleet.running[slot] == _sequences(jobs), (
+    assert fleet.batch_size[slot] == fleet.queued[slot] + fleet.running[slot] == _sequences(requests), (
         f"{name}: batch size differs"
     )
-    assert fleet.pending_prefill_tokens[slot] == sum(job.pending_prefill_tokens for job in jobs), (
-        f"{name}: pending prefill differs"
-    )
-    under_way = sum(job.pending_prefill_tokens for job in sent)
-    assert fleet.pending_prefill_tokens[slot] - fleet.waiting_tokens(slot) == under_way, (
-        f"{name}: tokens that wait differ"
-    )
+    pending, under_way = (sum(r.pending_prefill_tokens for r in some) for some in (requests, sent))
+    assert fleet.pending_prefill_tokens[slot] == pending, f"{name}: pending prefill differs"
+    assert fleet.waiting_tokens(slot) == pending - under_way, f"{name}: tokens that wait differ"
     assert worker.prefilling.tokens == under_way, f"{name}: prefill under way differs"
-    assert worker.kv_extra == sum(job.kv_extra for job in jobs), f"{name}: KV books differ"
-    prompts = sum(job.request.prompt_tokens for job in sent)
+    assert worker.kv_extra == sum(r.kv_extra for r in requests), f"{name}: KV books differ"
+    prompts = sum(r.request.prompt_tokens for r in sent)
     assert fleet.context[slot] == prompts, f"{name}: context differs"
     for item in queue if dispatcher.ordering.uses_match else ():
         assert item.matched == dispatcher.index.ready(slot, item.keys), f"{name}: stale match of {item!r}"

@@ -8,9 +8,9 @@ taken only once it has waited for longer than computing anew what is cached ther
 from bisect import bisect_right
 
 from fairlead.core.fleet import FleetState
-from fairlead.core.job import Job
 from fairlead.core.ordering.base import Ordering, QueuedRequest
 from fairlead.core.prefix import PrefixIndex
+from fairlead.core.tracked import TrackedRequest
 from fairlead.core.worker import Worker
 
 _MOST_QUEUES = 16
@@ -38,7 +38,7 @@ class Stealing:
         ordering = self._ordering
         return ordering.credited() and (item is None or ordering.credit(slot, item.client) <= 0)
 
-    def find(self, thief: Worker, now: int) -> tuple[Job, int] | None:
+    def find(self, thief: Worker, now: int) -> tuple[TrackedRequest, int] | None:
         """Return the oldest request that heads another queue and may be taken; None if there is none.
 
         It must have credit, have capacity here, and have waited long enough; and this worker must not
@@ -48,14 +48,14 @@ class Stealing:
         others = [s for s, queued in enumerate(self._fleet.queued) if queued and s != slot]
         start = bisect_right(others, self._asked_last)
         rate = thief.prefilling.rate
-        best: tuple[Job, int] | None = None
+        best: tuple[TrackedRequest, int] | None = None
         for other in (others[start:] + others[:start])[:_MOST_QUEUES]:
             victim = workers[other]
             item = victim.head or victim.queue.head()
             self._asked_last = other
             if item is None or ordering.credit(other, item.client) <= 0:
                 continue
-            assert isinstance(item, Job)
+            assert isinstance(item, TrackedRequest)
             if (best is not None and item.seq > best[0].seq) or slot in item.tried:
                 continue
             request = item.request

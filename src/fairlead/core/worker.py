@@ -8,11 +8,11 @@ from functools import partial
 
 from fairlead.core.cached_tokens import cached_prompt_tokens
 from fairlead.core.fleet import FleetState
-from fairlead.core.job import Job
 from fairlead.core.ordering.base import Ordering, Queue, QueuedRequest
 from fairlead.core.prefilling import Prefilling
 from fairlead.core.prefix import PrefixIndex
 from fairlead.core.settings import Settings
+from fairlead.core.tracked import TrackedRequest
 
 _HIT_MEMORY = 0.98  # weight of the past in a worker's hit rate: the last ~50 requests count
 
@@ -25,7 +25,7 @@ class Worker:
     """
 
     __slots__ = (
-        "_cached", "_fleet", "_forward", "_gated", "_index", "_prompts", "_tracked", "head",
+        "_cached", "_fleet", "_forward", "_gated", "_index", "_prompts", "_uses_match", "head",
         "held_until", "kv_extra", "leaving", "precise", "prefilling", "queue", "slot",
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ class Worker:
         """It said that it has no room, and gets nothing before then, in microseconds; 0: it did not."""
         self._fleet = fleet
         self._index = index
-        self._tracked = ordering.uses_match
+        self._uses_match = ordering.uses_match
         self._gated = settings.prefill_backlog_us > 0
         self._forward = settings.forward
         # Cached and all prompt tokens of recent requests, older ones with ever less weight.
@@ -89,9 +89,9 @@ class Worker:
 
     def fits(self, item: QueuedRequest) -> bool:
         """Say whether a request that waits for this worker can go."""
-        assert isinstance(item, Job)
+        assert isinstance(item, TrackedRequest)
         request = item.request
-        matched = item.matched if self._tracked else self._index.ready(self.slot, item.keys)
+        matched = item.matched if self._uses_match else self._index.ready(self.slot, item.keys)
         extend = request.prompt_tokens - request.matched_tokens(matched)
         return self.has_capacity(item.sequences, extend + item.expected)
 
@@ -112,103 +112,103 @@ class Worker:
 
     # ------------------------------------------------------------------ requests that wait
 
-    def assign(self, job: Job, matched: int) -> None:
+    def assign(self, tracked: TrackedRequest, matched: int) -> None:
         """Count a request, of which ``matched`` tokens are cached, among those of this worker."""
-        request, slot = job.request, self.slot
-        job.slot = slot
-        job.hit_tokens = matched
-        job.extend = job.pending_prefill_tokens = extend = request.prompt_tokens - matched
-        job.claim = self._index.claim(slot, request.keys)
+        request, slot = tracked.request, self.slot
+        tracked.slot = slot
+        tracked.hit_tokens = matched
+        tracked.extend = tracked.pending_prefill_tokens = extend = request.prompt_tokens - matched
+        tracked.claim = self._index.claim(slot, request.keys)
         self._fleet.pending_prefill_tokens[slot] += extend
 
-    def enqueue(self, job: Job) -> None:
+    def enqueue(self, tracked: TrackedRequest) -> None:
         """Put an assigned request into the queue."""
-        fleet, slot, keys = self._fleet, self.slot, job.request.keys
-        fleet.add_queued(slot, job.sequences)
-        fleet.waits(slot, job.client, job.sequences, job.pending_prefill_tokens)
-        self.queue.push(job, self._index.ready(slot, keys) if self._tracked else 0)
+        fleet, slot, keys = self._fleet, self.slot, tracked.request.keys
+        fleet.add_queued(slot, tracked.sequences)
+        fleet.waits(slot, tracked.client, tracked.sequences, tracked.pending_prefill_tokens)
+        self.queue.push(tracked, self._index.ready(slot, keys) if self._uses_match else 0)
         fleet.kv_stale.add(slot)
 
-    def leave(self, job: Job) -> None:
+    def leave(self, tracked: TrackedRequest) -> None:
         """Take a request out of the queue and out of the books: it waits elsewhere, or ends."""
         fleet, slot = self._fleet, self.slot
-        assert job.claim is not None
-        self.queue.discard(job)
-        fleet.waits_no_more(slot, job.client, job.sequences, job.pending_prefill_tokens)
-        if self.head is job:
+        assert tracked.claim is not None
+        self.queue.discard(tracked)
+        fleet.waits_no_more(slot, tracked.client, tracked.sequences, tracked.pending_prefill_tokens)
+        if self.head is tracked:
             self.head = None
-        self._index.abandon(job.claim)
-        fleet.pending_prefill_tokens[slot] -= job.pending_prefill_tokens
-        job.pending_prefill_tokens = 0
-        fleet.add_queued(slot, -job.sequences)
+        self._index.abandon(tracked.claim)
+        fleet.pending_prefill_tokens[slot] -= tracked.pending_prefill_tokens
+        tracked.pending_prefill_tokens = 0
+        fleet.add_queued(slot, -tracked.sequences)
         fleet.kv_stale.add(slot)
 
     # ------------------------------------------------------------------ requests that run
 
-    def take(self, job: Job) -> None:
+    def take(self, tracked: TrackedRequest) -> None:
         """Take a request out of the queue to run it; ``start`` follows."""
         fleet, slot = self._fleet, self.slot
         self.head = None
-        self.queue.discard(job)
-        fleet.start(slot, job.sequences)
-        fleet.waits_no_more(slot, job.client, job.sequences, job.pending_prefill_tokens)
+        self.queue.discard(tracked)
+        fleet.start(slot, tracked.sequences)
+        fleet.waits_no_more(slot, tracked.client, tracked.sequences, tracked.pending_prefill_tokens)
 
-    def start(self, job: Job, now: int) -> int:
+    def start(self, tracked: TrackedRequest, now: int) -> int:
         """Count an assigned request among those that run, with what is cached now.
 
         Returns by how many extend tokens that differs from what was expected.
         """
-        request, fleet, slot = job.request, self._fleet, self.slot
-        assert job.claim is not None
+        request, fleet, slot = tracked.request, self._fleet, self.slot
+        assert tracked.claim is not None
         prompt, size = request.prompt_tokens, request.block_tokens
-        matched = cached_prompt_tokens(prompt, size, self._index.start(job.claim))
+        matched = cached_prompt_tokens(prompt, size, self._index.start(tracked.claim))
         extend = prompt - matched
-        change = extend - job.extend
+        change = extend - tracked.extend
         if change:
-            fleet.pending_prefill_tokens[slot] += extend - job.pending_prefill_tokens
-            job.extend = job.pending_prefill_tokens = extend
-            job.hit_tokens = matched
-        job.move("dispatch")
-        job.attempts += 1
-        job.kv_extra = max(0, prompt - int(len(request.keys) * size)) + job.expected
-        self.kv_extra += job.kv_extra
+            fleet.pending_prefill_tokens[slot] += extend - tracked.pending_prefill_tokens
+            tracked.extend = tracked.pending_prefill_tokens = extend
+            tracked.hit_tokens = matched
+        tracked.move("dispatch")
+        tracked.attempts += 1
+        tracked.kv_extra = max(0, prompt - int(len(request.keys) * size)) + tracked.expected
+        self.kv_extra += tracked.kv_extra
         fleet.context[slot] += prompt
         self.prefilling.begin(extend, now)
         if not request.streamed:
-            self.prefilling.guess(job.rid, now)
+            self.prefilling.guess(tracked.rid, now)
         self._cached = self._cached * _HIT_MEMORY + matched
         self._prompts = total = self._prompts * _HIT_MEMORY + prompt
         fleet.hit_rate[slot] = self._cached / total if total else 0.0
         fleet.kv_stale.add(slot)
         return change
 
-    def computed(self, job: Job) -> None:
+    def computed(self, tracked: TrackedRequest) -> None:
         """Count the prompt of a request that runs as computed."""
-        self._fleet.pending_prefill_tokens[self.slot] -= job.pending_prefill_tokens
-        job.pending_prefill_tokens = 0
+        self._fleet.pending_prefill_tokens[self.slot] -= tracked.pending_prefill_tokens
+        tracked.pending_prefill_tokens = 0
 
-    def outgrown(self, job: Job, tokens: int) -> None:
+    def outgrown(self, tracked: TrackedRequest, tokens: int) -> None:
         """Count output tokens of a request beyond what room was kept for; negative takes back."""
-        job.kv_extra += tokens
+        tracked.kv_extra += tokens
         self.kv_extra += tokens
         self._fleet.kv_stale.add(self.slot)
 
-    def release(self, job: Job, *, computed: bool) -> None:
+    def release(self, tracked: TrackedRequest, *, computed: bool) -> None:
         """Give back what a running request held; its blocks stay cached if they were computed."""
         fleet, slot = self._fleet, self.slot
-        assert job.claim is not None
+        assert tracked.claim is not None
         if computed:
-            self._index.end(job.claim)
+            self._index.end(tracked.claim)
         else:
-            self._index.abandon(job.claim)
-        if job.pending_prefill_tokens:
-            self.prefilling.gone(job.pending_prefill_tokens)
-            fleet.pending_prefill_tokens[slot] -= job.pending_prefill_tokens
-            job.pending_prefill_tokens = 0
-        self.kv_extra -= job.kv_extra
-        job.kv_extra = 0
-        fleet.context[slot] -= job.request.prompt_tokens
-        fleet.end(slot, job.sequences)
+            self._index.abandon(tracked.claim)
+        if tracked.pending_prefill_tokens:
+            self.prefilling.gone(tracked.pending_prefill_tokens)
+            fleet.pending_prefill_tokens[slot] -= tracked.pending_prefill_tokens
+            tracked.pending_prefill_tokens = 0
+        self.kv_extra -= tracked.kv_extra
+        tracked.kv_extra = 0
+        fleet.context[slot] -= tracked.request.prompt_tokens
+        fleet.end(slot, tracked.sequences)
         fleet.kv_stale.add(slot)
 
     def __repr__(self) -> str:

@@ -148,7 +148,7 @@ class Scheduler:
             ev.Failed(self.now_us(), rid, retryable=False, reason=reason),
             ev.Cancelled(self.now_us(), rid),
         ):
-            if rid not in self.dispatcher.jobs:
+            if rid not in self.dispatcher.requests:
                 return
             try:
                 self.step(event)

@@ -27,7 +27,7 @@ def check_dispatcher(
         once, twice = (_run(make(), seed, requests) for _ in range(2))
         for outcome in once.outcomes.values():
             assert outcome.result, f"seed {seed}: request {outcome.request.rid} never ended"
-        assert not once.dispatcher.jobs, f"seed {seed}: the dispatcher still holds requests"
+        assert not once.dispatcher.requests, f"seed {seed}: the dispatcher still holds requests"
         same = list(map(astuple, once.outcomes.values())) == list(map(astuple, twice.outcomes.values()))
         assert same, f"seed {seed}: a second run decided differently; is there state outside the policy?"
 

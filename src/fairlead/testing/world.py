@@ -113,9 +113,9 @@ class World:
     def _happens(self, event: ev.Event, attempt: int) -> bool:
         """Say whether an event that was due still makes sense; play a worker's death for its requests."""
         if isinstance(event, ev.Tick):
-            if self.dispatcher.jobs:
+            if self.dispatcher.requests:
                 self._tick()
-            return bool(self.dispatcher.jobs)
+            return bool(self.dispatcher.requests)
         if isinstance(event, ev.Cancelled):
             if not self.outcomes[event.rid].result:
                 self._attempts.pop(event.rid, None)

@@ -249,7 +249,7 @@ class World:
         """Tell the dispatcher of first tokens and ends, as the gateway does."""
         slot, _, result = what
         dispatcher, clients = self.dispatcher, self.clients
-        jobs, rows = dispatcher.jobs, clients.rows
+        jobs, rows = dispatcher.requests, clients.rows
         commands: list[Command] = []
         for row in result.first:
             if row in jobs and rows.worker[row] == slot:

@@ -10,7 +10,7 @@ from fairlead.core.prefix import Claim
 from fairlead.core.routing.base import Choice
 
 
-class Job(QueuedRequest):
+class TrackedRequest(QueuedRequest):
     """Mutable state of one request: what queues see of it, and what only the dispatcher may touch."""
 
     __slots__ = (
@@ -63,4 +63,4 @@ class Job(QueuedRequest):
             raise LifecycleError(f"request {self.rid} is {self.state}: it cannot {what}") from None
 
     def __repr__(self) -> str:
-        return f"<Job {self.rid} {self.client} {self.state} slot={self.slot}>"
+        return f"<TrackedRequest {self.rid} {self.client} {self.state} slot={self.slot}>"
