@@ -122,7 +122,7 @@ class Experiment:
     paper: str
     """What the paper reports."""
     why: str
-    """Why what we see differs from it, or does not."""
+    """Why what we see differs from it, or does not: paragraphs, with an empty line between them."""
     stages: Sequence[Stage]
     seen: Callable[[Sequence[Entry]], list[str]]
     """What the figures say, in sentences made from them."""

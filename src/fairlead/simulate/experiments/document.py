@@ -118,6 +118,7 @@ def page(told: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> str:
 
 def _section(experiment: Experiment, told: Mapping[str, Any]) -> str:
     seen = "".join(f"<li>{escape(said)}</li>" for said in (*told["seen"], *told["missing"]))
+    why = "</p><p>".join(map(escape, told["why"].split("\n\n")))
     drawings = experiment.charts(told["cells"])
     figures = "".join(
         f"<figure>{svg}<figcaption>{escape(n)}</figcaption></figure>" for n, svg in drawings.items()
@@ -128,7 +129,7 @@ def _section(experiment: Experiment, told: Mapping[str, Any]) -> str:
         f"{escape(told['source'])} · {escape(told['form'])} form</p>"
         f'<p class="headline">{escape(told["title"])}</p>'
         f"<p><b>The paper reports.</b> {escape(told['paper'])}</p><p><b>We see.</b></p>"
-        f'<ul class="points">{seen}</ul><p><b>Why.</b> {escape(told["why"])}</p>'
+        f'<ul class="points">{seen}</ul><p><b>Why.</b> {why}</p>'
         f'<div class="grid2">{figures}</div>{tables}</section>\n'
     )
 

@@ -194,18 +194,23 @@ E1 = Experiment(
     paper="DLPM reaches up to 2.87 times VTC's throughput with service gaps inside its bound (Llama 3.1"
     " 8B and 3.2 3B on A10G and A100, SGLang; long-document QA on LooGLE, tree of thoughts on GSM8K, LLM as"
     " a judge, multi-turn chat; one client sends more or longer requests).",
-    why="What DLPM gains is what reuse is worth. On long documents VTC, which takes clients in turn and knows"
-    " no cache, evicts one client's document with the next one's, while DLPM stays with it for a quantum;"
-    " how much that gives depends on how many documents contend for the KV pool, and the paper's 2.87 is"
-    " its best case. On trees and judges prompts are shorter against their answers, so a hit saves less;"
-    " in chats the reuse comes after a pause that the cache may not survive, whatever the order, and DLPM"
-    " is level with VTC or a little behind it. With the whole KV pool of an A100 order changes next to"
-    " nothing on trees and chats, and less on judges: that is why these run with 64,000 tokens. DLPM loses"
-    " in the victims' tail on small requests: inside a client it serves the longest match first, so that a"
-    " client's own cold requests wait, and a quantum is many of them. VTC passes its bound on documents"
-    " because it charges prompts in full while cached tokens cost nothing: equal charges, unequal service."
-    " Q: nearly all of the throughput is there at the smallest quantum, since order inside a client stays"
-    " by longest match, and the gap grows with Q.",
+    why=(
+        "DLPM gains what prefix reuse is worth. On long documents, VTC takes clients in turn and knows no "
+        "cache, so each client's document evicts the one before it. DLPM stays with a client, and its "
+        "document, for one quantum. How much that gives depends on how many documents compete for the KV "
+        "pool; the paper's 2.87 is its best case.\n\n"
+        "On trees and judges, prompts are shorter in relation to their answers, so a hit saves less. In "
+        "chats, the reuse comes after a pause that the cache may not survive under any order, and DLPM is "
+        "level with VTC or a little behind it. With the whole KV pool of an A100, the order changes "
+        "almost nothing on trees and chats, and less on judges. That is why these workloads run with a "
+        "pool of 64,000 tokens.\n\n"
+        "DLPM loses in the victims' tail on small requests. Inside a client it serves the longest match "
+        "first, so a client's own requests without a match wait, and one quantum is many small requests.\n\n"
+        "VTC exceeds its bound on documents because it charges prompts in full, while cached tokens cost "
+        "nothing: equal charges are then unequal service.\n\n"
+        "The quantum Q: nearly all of the throughput is there at the smallest quantum, because the order "
+        "inside a client is by longest match anyway. The gap grows with Q."
+    ),
     stages=(cells,),
     seen=seen,
     tables=tables,

@@ -203,19 +203,23 @@ E2 = Experiment(
     source="[DLPM] arXiv 2501.14312",
     paper="Under D2LPM the latency of well-behaved clients is up to 7.18 times lower than under Preble"
     " (Llama 3.1 8B, 1 to 8 A100, SGLang; the workloads of E1).",
-    why="D2LPM's victims gain where Preble's engines queue in order of arrival: one client's backlog then"
-    " stands in front of everyone. With engines that order by longest match Preble gives the whole of the"
-    " reuse and a good median, but no guarantee: the tail of a victim is what the order happens to leave"
-    " it, and whoever shares most goes first. How far below Preble D2LPM comes depends on how long that"
-    " backlog is, so the paper's 7.18 is a figure of its overload as ours are of this one. It loses where"
-    " placement matters more than order: its eligible workers are those where the client has credit,"
-    " whatever they have queued, and a small Qw sends requests away from their prefix (less reuse, less"
-    " throughput than Preble), while a large one lets workers drift apart; see the sweep. Trees and chats"
-    " wait for their own answers, so that one misbehaving client cannot build much of a backlog and little"
-    " is to be gained. The bound of separate deficits, N times that of one worker, is none for a client"
-    " that waits at one worker while others are served elsewhere: with placement by prefix D2LPM passes it"
-    " on documents, where clients sit on few workers each. VTC passes its own because it charges what the"
-    " cache spares.",
+    why=(
+        "Preble's engines queue in order of arrival, so one client's backlog stands before everyone. "
+        "There D2LPM's victims gain most. How much depends on the length of that backlog: the paper's "
+        "7.18 is a figure of its overload, as ours are of this one.\n\n"
+        "With engines that order by longest match, Preble has all of the reuse and a good median, but no "
+        "guarantee. A victim's tail depends on who shares most, because that client goes first.\n\n"
+        "D2LPM loses where placement matters more than order. It sends a request to workers where the "
+        "client has credit, whatever waits there. A small Qw sends requests away from their prefix, which "
+        "means less reuse and less throughput than Preble. A large Qw lets the loads of workers drift "
+        "apart (see the sweep).\n\n"
+        "In trees and chats, clients wait for their own answers. So one misbehaving client cannot build "
+        "much of a backlog, and there is little to gain.\n\n"
+        "The bound of separate deficits is N times that of one worker. It does not cover a client that "
+        "waits at one worker while others are served elsewhere. With placement by prefix, clients of the "
+        "document workload are on few workers each, and D2LPM exceeds the bound. VTC exceeds its own "
+        "bound because it charges cached tokens."
+    ),
     stages=(cells,),
     seen=seen,
     tables=tables,

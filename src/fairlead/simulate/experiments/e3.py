@@ -247,20 +247,26 @@ E3 = Experiment(
     " TTFT by 39 to 52% and TPOT by 20 to 51%; against Preble mean TTFT by 56% and P99 by 45% (16 H20, vLLM,"
     " 20-minute replays of chatbot, agent and coder traces at half of the maximum load and above). Replays"
     " elsewhere found it below a tuned linear score on prefix reuse in agents' loads (45% against 74%).",
-    why="Against vLLM's score LMetric gains what reuse is worth, here as there: three quarters of the mean"
-    " TTFT and more, and a third of TPOT on agents; on conversations, where a sixth of the prompt is found"
-    " cached, TPOT hardly changes. Against the production score the paper's 39 to 52% are not confirmed on"
-    " recorded traces: at half of the maximum LMetric is ahead of it or level, at 95% level or behind. It"
-    " multiplies the prefill that waits by the batch size although waiting slows nobody else, so it leaves"
-    " a warm worker early, and as load grows that costs reuse (17% against 25% on conversations, 92%"
-    " against 94% on coding agents): the same direction as the replays elsewhere, by less. What speaks for"
-    " it is the third trace: the score that is best on one is ten times worse on the next, also with its"
-    " project's own weights, while LMetric has none to set. Against Preble it is ahead on recorded traces,"
-    " by less than the paper's 56%, and level on generated ones. Its detector changes nothing here: under"
-    " the hot prefix LMetric replicates before the detector's condition has held for long enough. D2LPM"
-    " and Preble, which go by holders first, do not leave them at all there. Ours does, but later than"
-    " LMetric, and its tail shows it. GPUs differ (H100 for H20), and the paper's traces are not the"
-    " public ones.",
+    why=(
+        "Against vLLM's score, LMetric gains what reuse is worth, as in the paper: three quarters of the "
+        "mean TTFT or more, and a third of TPOT on agents. On conversations, where a sixth of the prompt "
+        "is found cached, TPOT hardly changes.\n\n"
+        "Against the production score, the paper's 39 to 52% are not confirmed on recorded traces. At "
+        "half of the maximum LMetric is ahead of it or level, at 95% level or behind. LMetric multiplies "
+        "the prefill that waits by the batch size, although waiting slows nobody else. So it leaves a "
+        "worker with a warm cache early, and at higher load this costs reuse (17% against 25% on "
+        "conversations, 92% against 94% on coding agents). Replays elsewhere found the same direction, "
+        "and a larger difference.\n\n"
+        "LMetric's advantage shows on the third trace: the linear score that is best on one trace is ten "
+        "times worse on the next, also with its project's own weights. LMetric has no weights to set.\n\n"
+        "Against Preble it is ahead on recorded traces, by less than the paper's 56%, and level on "
+        "generated ones.\n\n"
+        "LMetric's detector changes nothing here: under the hot prefix, LMetric copies the prefix to "
+        "other workers before the detector's condition has held for long enough. D2LPM and Preble look "
+        "for holders first and never leave them there. Ours leaves them, but later than LMetric, and its "
+        "tail shows it.\n\n"
+        "GPUs differ (H100 for H20), and the paper's traces are not the public ones."
+    ),
     stages=(tuning, report, detector),
     seen=seen,
     tables=tables,

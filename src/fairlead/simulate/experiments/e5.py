@@ -213,16 +213,20 @@ E5 = Experiment(
     " average, variance 6,549 under VTC at 779 tokens/s, against 760, 434 and 32,112 under FCFS at 777"
     " tokens/s; in the synthetic suites backlogged clients get equal service (by weight) and others all that"
     " they ask for.",
-    why="The artifact's figures sum the difference over all clients; a maximum over clients of its own"
-    " recorded run gives less than half of them. With the sum VTC is more even than FCFS here as there: by"
-    " about the same factor in variance on the arena trace, by less in the mean. Levels differ, since"
-    " engine, batch and GPU are not the artifact's (an RTX 4090's profile stands for an A10G; load and"
-    " windows are scaled by its speed). DLPM loses to VTC where nothing is shared: there is no locality to"
-    " gain, and a quantum of 8,192 units is ten of these requests, so that clients take turns more"
-    " coarsely, the more so with weights, which multiply it; with a quantum of 512 it is close to VTC. The"
-    " gateway's credits hold back from so small a pool what running requests may still need, which costs"
-    " some throughput. Bounds take it that nothing is preempted: with 10,000 tokens vLLM's engine may"
-    " preempt, and what it computes again is service on top; the artifact's engine reserves instead.",
+    why=(
+        "The artifact's figures sum the difference over all clients; a maximum over clients of its own "
+        "recorded run gives less than half of them. With the sum, VTC is more even than FCFS here, as in "
+        "the artifact: by about the same factor in variance on the arena trace, and by less in the mean. "
+        "The levels differ, because engine, batch and GPU are not the artifact's. (An RTX 4090's profile "
+        "stands for an A10G; load and windows are scaled by its speed.)\n\n"
+        "DLPM loses to VTC where nothing is shared, because there is no locality to gain. A quantum of "
+        "8,192 units is ten of these requests, so clients take turns more coarsely, and more so with "
+        "weights, which multiply it. With a quantum of 512, DLPM is close to VTC.\n\n"
+        "Where the queue is in the gateway, its limits on capacity hold back, from so small a KV pool, "
+        "what running requests may still need. This costs some throughput.\n\n"
+        "Bounds assume that nothing is preempted. With 10,000 tokens, vLLM's engine may preempt, and what "
+        "it computes again is additional service. The artifact's engine reserves memory instead."
+    ),
     stages=(cells,),
     seen=seen,
     tables=tables,
