@@ -203,10 +203,10 @@ class Exposition:
     def _of_workers(self, core: Any) -> Iterator["Metric"]:
         fleet = self._dispatcher.fleet
         tables: list[tuple[str, str, Sequence[Any]]] = [
-            ("fairlead_worker_running", "Requests sent and not ended.", fleet.running),
-            ("fairlead_worker_queued", "Requests waiting here for it.", fleet.queued),
-            ("fairlead_worker_sequences", "Credit: most requests in its batch.", fleet.max_num_seqs),
-            ("fairlead_worker_kv_tokens", "Credit: KV tokens.", fleet.kv_tokens),
+            ("fairlead_worker_running", "Sequences of requests sent and not ended.", fleet.running),
+            ("fairlead_worker_queued", "Sequences of requests waiting here for it.", fleet.queued),
+            ("fairlead_worker_sequences", "Capacity: most sequences in its batch.", fleet.max_num_seqs),
+            ("fairlead_worker_kv_tokens", "Capacity: KV tokens.", fleet.kv_tokens),
             ("fairlead_worker_kv_used_tokens", "KV tokens of assigned requests.", fleet.kv_used),
             (
                 "fairlead_worker_pending_prefill_tokens",

@@ -34,7 +34,7 @@ def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology",
         choices=(GATEWAY, ENGINE),
         default=default.topology,
-        help="who holds the queue: the gateway, which releases by credit, or each engine its own" + shown,
+        help="who holds the queue: the gateway, sending as workers have capacity, or each engine" + shown,
     )
     add("--hop-ms", type=float, default=default.hop_us / 1e3, help="from gateway to engine, and back" + shown)
     add("--exact-cache", action="store_true", help="the gateway follows the engines' KV-cache events")

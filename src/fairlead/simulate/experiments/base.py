@@ -27,7 +27,7 @@ class Contender(NamedTuple):
     """``engine``: the router forwards at once and engines order, as in the papers; or ``gateway``."""
 
     def held(self) -> "Contender":
-        """Return the same policies with the queue in our gateway, which releases by credit."""
+        """Return the same policies with the queue in our gateway, which sends as workers have capacity."""
         return self._replace(label=f"{self.label}, gateway", topology=GATEWAY)
 
 
