@@ -618,6 +618,21 @@ def test_a_strange_client_id_is_charged_somewhere_and_harms_nobody(
     assert {account, "alice"} < set(clients)
 
 
+@pytest.mark.parametrize("computed", [-5, 101, 10**30, 1.5])
+def test_computed_tokens_that_cannot_be_true_are_left_out(settings: Settings, computed: Any) -> None:
+    """The request is charged its prompt, of which the plugin itself found nothing in the cache."""
+    settings(order="dlpm:quantum=1000")
+    bare = fair()
+    bare.send("a", "alice", prompt(100, 1), 3)
+    queue = bare.scheduler.waiting
+    request = queue.pop_request()
+    request.status, request.num_computed_tokens = RequestStatus.RUNNING, computed
+    queue.settle()
+    figures = bare.scheduler.book.figures
+    assert figures.ignored == 1
+    assert (figures.clients["alice"].extend_tokens, figures.clients["alice"].running) == (100, 1)
+
+
 def test_extra_arguments_that_are_no_table_name_nobody(settings: Settings) -> None:
     settings()
     bare = fair()

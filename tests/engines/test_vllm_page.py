@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,40 @@ def test_vllm_knows_every_option_of_the_pages_commands(page: str, line: str) -> 
 def test_there_are_commands_to_check() -> None:
     assert {page for page, _ in commands("vllm serve ")} >= {"docs/vllm.md", "docs/in-front-of-vllm.md"}
     assert [page for page, _ in commands("vllm.entrypoints.openai.api_server ")] == ["docs/vllm.md"]
+
+
+def test_the_warning_is_the_one_that_the_page_quotes(fair: list[tuple[Engine, Path]]) -> None:
+    log = (LOGS / f"{fair[0][0].name}.log").read_text()
+    (found,) = {line.partition("Using custom")[2] for line in log.splitlines() if "Using custom" in line}
+    told = found.replace("tests.engines.plugin_switch.SwitchScheduler", "fairlead.plugins.vllm.DLPMScheduler")
+    assert f"Using custom{told}" in " ".join(PAGE.split())
+    assert "fairlead: requests are ordered by dlpm" in log
+    assert "fairlead: requests are ordered by dlpm" in PAGE
+
+
+def test_the_vllm_command_fails_as_the_page_says() -> None:
+    """When it does not any more, the page can be simpler."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("vllm"), "serve", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    message = done.stderr.splitlines()[-1].removeprefix("importlib.metadata.")
+    assert message in PAGE
+
+
+def test_a_wheel_has_the_plugins(tmp_path: Path) -> None:
+    """As on the page, but with the build's own needs from this environment."""
+    make = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*make, "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
+    (path,) = tmp_path.glob("fairlead-*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = wheel.namelist()
+        (points,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
+        assert b"[sglang.srt.plugins]\nfairlead = fairlead.plugins.sglang:register" in wheel.read(points)
+    assert {"fairlead/plugins/vllm.py", "fairlead/plugins/sglang.py"} <= set(names)
 
 
 def test_the_example_shows_what_the_page_says() -> None:

@@ -413,6 +413,23 @@ def test_who_sent_a_request(settings: Settings) -> None:
     assert set(bare.scheduler.fairlead.book.figures.clients) == {"alice", "session:s1", "nobody"}
 
 
+def test_strange_names_stop_nothing(settings: Settings, tmp_path: Path) -> None:
+    settings(metrics_file=str(tmp_path / "f.json"))
+    bare = Bare()
+    strange = ("\udc80", "a\n\0b", "x" * 1_000_000, "y" * 1_000_000, "")
+    for n, name in enumerate(strange):
+        salt = name.replace("\udc80", "")  # SGLang's own cache takes no half of a surrogate pair
+        options = {"session_id": "s" * 1000, "extra_key": salt, "cache_salt": salt}
+        bare.send(f"{name}{n}.", name, prompt(40, n), 2, **options)
+    bare.run()
+    turns = bare.scheduler.fairlead
+    turns.file.close()
+    clients = json.loads((tmp_path / "f.json").read_text())["clients"]
+    assert sorted(row["ended"] for row in clients.values()) == [1, 1, 1, 2], "two had no name that is one"
+    assert turns.book.figures.ignored == 0
+    assert not turns.known
+
+
 def test_namespaces_of_the_cache_are_kept_apart(settings: Settings) -> None:
     settings(order="lpm")
     bare = Bare(sequences=1)
