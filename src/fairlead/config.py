@@ -20,6 +20,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from fairlead.core.params import SWITCH_WORDS, nearest
+from fairlead.http.address import parse_address
 
 ENV_PREFIX = "FAIRLEAD_"
 OTHERS = frozenset({"CONFIG", "PURE", "CACHE", "DATA", "COMPILE", "STEP_LOG", "TORCH_INDEX"})
@@ -81,7 +82,8 @@ class Config:
     use_body_user: bool = _option(False, "take the body's 'user' for the client, if nothing else names it")
     worker_api_key: str = _option(
         "",
-        "key to send to the engines; if there is none, and clients need no keys, theirs is passed on",
+        "key to send to the engines, as Bearer, or with its scheme ('Basic BASE64'); if there is none, and"
+        " clients need no keys, theirs is passed on",
         secret=True,
     )
 
@@ -163,6 +165,13 @@ class Config:
     )
 
     @property
+    def worker_authorization(self) -> bytes:
+        """The Authorization field that engines get; empty if there is no key for them."""
+        key = self.worker_api_key
+        scheme = "" if not key or key.startswith(("Basic ", "Bearer ")) else "Bearer "
+        return f"{scheme}{key}".encode()
+
+    @property
     def queue_order(self) -> str:
         """Who goes next of those that wait here: where engines order, that is while no worker is up."""
         return "fcfs" if self.engine_ordering else self.order
@@ -178,7 +187,7 @@ def hash_key(key: str) -> str:
     if key.startswith(KEY_PREFIX):
         digits = key[len(KEY_PREFIX) :].lower()
         if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
-            raise ConfigError(f"api_key: not sha256: and 64 hex digits: {key[:16]}...")
+            raise ConfigError("api_key: one of the keys is not sha256: and 64 hex digits")
         return KEY_PREFIX + digits
     return KEY_PREFIX + hashlib.sha256(key.encode()).hexdigest()
 
@@ -354,11 +363,21 @@ def _clients(given: object) -> Mapping[str, ClientConfig]:
 
 def _checked(config: Config) -> Config:
     """Check what needs more than a type. Raises ``ConfigError``."""
-    for url in config.worker_urls:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"option 'worker_urls' takes http:// or https:// addresses, not {url!r}")
-    if len({url.rstrip("/") for url in config.worker_urls}) < len(config.worker_urls):
+    addresses = set()
+    for number, url in enumerate(config.worker_urls, 1):
+        try:
+            addresses.add(parse_address(url)._replace(authority=b""))
+        except ValueError as error:
+            raise ConfigError(
+                f"option 'worker_urls', address {number}: {error}; write http://HOST:PORT or https://HOST:PORT,"
+                " and give what an engine wants to see in its Authorization field as 'worker_api_key'"
+            ) from None
+    if len(addresses) < len(config.worker_urls):
         raise ConfigError("option 'worker_urls' names an engine twice")
+    if not (config.worker_api_key.isascii() and config.worker_api_key.isprintable()):
+        raise ConfigError(
+            "option 'worker_api_key' has characters that no header field has, such as a line's end"
+        )
     for network in config.trusted_proxies:
         try:
             ipaddress.ip_network(network)

@@ -75,8 +75,9 @@ BAD = {
     "option 'clients.a.weight' takes a number above 0, not inf": {"clients": {"a": {"weight": float("inf")}}},
     "option 'retry_statuses' takes codes from 400 to 599": {"retry_statuses": ["\u0664\u0662\u0669"]},
     "option 'worker_urls' takes a list": {"worker_urls": "http://a"},
-    "option 'worker_urls' takes http://": {"worker_urls": ["a:1"]},
-    "names an engine twice": {"worker_urls": ["http://a", "http://a/"]},
+    "'worker_urls', address 2: it begins with neither http://": {"worker_urls": ["http://a", "a:1"]},
+    "names an engine twice": {"worker_urls": ["http://a", "http://a:80/"]},
+    "option 'worker_api_key' has characters that no header field has": {"worker_api_key": "key\n"},
     "option 'trusted_proxies'": {"trusted_proxies": ["10.0.0.1/8"]},
     "option 'log_level'": {"log_level": "loud"},
     "option 'retry_statuses'": {"retry_statuses": ["200"]},
@@ -140,3 +141,45 @@ def test_secrets_are_in_no_text():
     with pytest.raises(ConfigError, match="at least 16 characters") as error:
         parse(environ={"FAIRLEAD_PREFIX_SECRET": "sesame"})
     assert "sesame" not in str(error.value)
+
+
+SECRET = "hunter2"
+WHERE_SECRETS_SHOW = [
+    {"worker_urls": [f"http://user:{SECRET}@a:1"]},
+    {"worker_urls": [f"http://{SECRET}@a:1"]},
+    {"worker_urls": [f"http://user:{SECRET}"]},
+    {"worker_urls": [f"http://user:{SECRET}?@a:1"]},
+    {"worker_urls": [f"http://user:{SECRET}/@a:1"]},
+    {"worker_urls": [f"http://a:1?key={SECRET}"]},
+    {"worker_urls": [f"http://a:1/#{SECRET}"]},
+    {"worker_urls": [f"ftp://user:{SECRET}@a:1"]},
+    {"worker_urls": [f"user:{SECRET}@a:1"]},
+    {"worker_urls": [f"http://a:1/ {SECRET}"]},
+    {"worker_urls": [f"http://[{SECRET}"]},
+    {"worker_urls": [f"http://{SECRET}\u2100"]},
+    {"worker_api_key": [SECRET]},
+    {"worker_api_key": f"{SECRET}\r\nhost: b"},
+    {"worker_api_key": f"{SECRET}\u00e9"},
+    {"api_key": SECRET},
+    {"api_key": [f"sha256:{SECRET}"]},
+    {"api_key": [f"alice=sha256:{SECRET}"]},
+    {"clients": {"a": {"api_keys": [f"sha256:{SECRET}"]}}},
+    {"clients": {"a": {"api_keys": SECRET}}},
+    {"clients": {"a": {"api_keys": [[SECRET]]}}},
+    {"clients": {"a": {"api_keys": [SECRET]}, "b": {"api_keys": [SECRET]}}},
+]
+
+
+@pytest.mark.parametrize("given", WHERE_SECRETS_SHOW, ids=str)
+def test_errors_show_no_secrets(given):
+    with pytest.raises(ConfigError) as caught:
+        resolve(given)
+    shown = str(caught.value) + repr(caught.value) + repr(caught.value.__cause__)
+    assert SECRET not in shown
+    assert "worker_urls" in shown or "api_key" in shown or "API key" in shown
+
+
+def test_engines_get_their_key_with_the_scheme_that_it_names():
+    assert resolve({}).worker_authorization == b""
+    assert resolve({"worker_api_key": SECRET}).worker_authorization == b"Bearer hunter2"
+    assert resolve({"worker_api_key": "Basic dTpw"}).worker_authorization == b"Basic dTpw"

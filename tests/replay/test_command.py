@@ -101,7 +101,7 @@ def test_ids_that_are_counted_wrong_are_not_taken_for_ids() -> None:
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://h", "http://", "http://h:99999", "http://[::1"])
 def test_a_bad_address_is_told(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "judge", "--url", url]) == 1
-    assert f"--url {url}: " in capsys.readouterr().err
+    assert "--url: it" in capsys.readouterr().err
 
 
 def test_a_server_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,8 +40,8 @@ class Senders:
     def __init__(self, config: Config, identity: Identity) -> None:
         self._identity = identity
         self._own = b""
-        if config.worker_api_key:
-            self._own = b"authorization: Bearer %b\r\n" % config.worker_api_key.encode()
+        if config.worker_authorization:
+            self._own = b"authorization: %b\r\n" % config.worker_authorization
         replaced = {b"authorization"} if identity.has_keys or config.worker_api_key else set()
         self._dropped = _NEVER_PASSED | replaced
 

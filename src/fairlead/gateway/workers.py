@@ -41,8 +41,8 @@ class Worker:
         self.pool = Pool(url, timeouts)
         self.headers: tuple[tuple[bytes, bytes], ...] = ()
         """Fields that every request to it carries: the engine's own key."""
-        if config.worker_api_key:
-            self.headers = ((b"authorization", b"Bearer " + config.worker_api_key.encode()),)
+        if config.worker_authorization:
+            self.headers = ((b"authorization", config.worker_authorization),)
         self.up = False
         self.failed_checks = 0
         self.failures = FailureRow(config.cb_failure_threshold)

@@ -11,8 +11,8 @@ more on a new connection; in every other case the sink decides.
 import asyncio
 import ssl
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
+from fairlead.http.address import parse_address
 from fairlead.http.client_connection import ClientConnection, ClientTimeouts, Sink, UpstreamError
 from fairlead.http.messages import Headers
 
@@ -56,16 +56,14 @@ class Pool:
     def __init__(
         self, url: str, timeouts: ClientTimeouts | None = None, tls: ssl.SSLContext | None = None
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"not an http:// or https:// address: {url!r}")
+        address = parse_address(url)
         self.url = url
         self.timeouts = timeouts or ClientTimeouts()
-        self.host = parts.hostname
-        self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        self.authority = parts.netloc.rpartition("@")[2].encode()
-        self.prefix = parts.path.rstrip("/").encode()
-        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        self.host = address.host
+        self.port = address.port
+        self.authority = address.authority
+        self.prefix = address.prefix
+        self._tls = (tls or ssl.create_default_context()) if address.tls else None
         self._idle: list[ClientConnection] = []
         self._open_connections: set[ClientConnection] = set()
         """All of them, idle ones too: a set of busy ones would cost two changes a request."""

@@ -8,6 +8,7 @@ import msgspec
 
 from fairlead.core.model import ClientId
 from fairlead.core.params import nearest
+from fairlead.http.address import parse_address
 from fairlead.http.client import ClientTimeouts, Pool, UpstreamError
 from fairlead.replay.answers import decode_usage, error_text
 from fairlead.replay.prompts import (
@@ -67,14 +68,15 @@ class Endpoint:
     def __init__(self, url: str, asking: Asking) -> None:
         """Raise ReplayError for an address that cannot be one."""
         try:
+            parse_address(url)  # without a password or a query, which would not be sent
             parts = urlsplit(url)
             path = parts.path.rstrip("/").removesuffix("/v1")
             # Only our own time-out ends a request, so that every one ends in a known way.
             timeouts = ClientTimeouts(connect=30.0, first_byte=_FOREVER_S, quiet=_FOREVER_S)
-            self.pool = Pool(parts._replace(path=path, query="", fragment="").geturl(), timeouts)
+            self.pool = Pool(parts._replace(path=path).geturl(), timeouts)
         except ValueError as error:
-            raise ReplayError(f"--url {url}: {error} (write http://host:port)") from None
-        self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
+            raise ReplayError(f"--url: {error} (write http://host:port)") from None
+        self.url = f"{parts.scheme}://{parts.netloc}{path}"
         self.asking = asking
         self.model = asking.model
         self.max_model_len = 0
