@@ -30,7 +30,7 @@ def load(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ResultError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise ResultError(f"{path}: not JSON ({error})") from None
     if not isinstance(found, dict) or "fairlead" not in found:
         raise ResultError(f'{path}: not a result of fairlead (it has no "fairlead" field)')

@@ -17,13 +17,17 @@ from typing import NamedTuple
 from fairlead.simulate.code import hash_of
 from fairlead.simulate.settings import GATEWAY, Settings
 from fairlead.simulate.world import World
-from fairlead.trace.model import Trace
+from fairlead.trace.model import Trace, TraceError
 from fairlead.trace.transform import gamma_arrivals, limit, stretch
 
 REFERENCE = ("lmetric", "fcfs")
 FOLLOWS = 0.95
 """Share of the pace of a fleet without load that counts as following."""
 PRECISION = 0.03
+FEWEST = 16
+"""Fewer requests than this have no pace in the middle of a run."""
+MOST_OVER_GUESS = 1e4
+"""A search that leaves its first guess by so much finds no maximum: too few requests run at once."""
 LONGEST = 20_000
 """Requests that are looked at; a workload's first ones."""
 LONGEST_GENERATED = 4_000
@@ -56,6 +60,8 @@ def measure(
 ) -> Capacity:
     """Return the most requests a second that a fleet like ``settings``'s keeps up with.
 
+    Raises ``TraceError`` where there are too few to tell.
+
     Policies, seeds and faults of ``settings`` do not matter; engines and their number do.
     """
     reference = _reference(settings)
@@ -64,6 +70,8 @@ def measure(
         found = json.loads(path.read_text())
         return Capacity(found["requests_per_s"], found["requests"])
     part = spaced(limit(trace, longest))
+    if not part.duration_us or part.requests < FEWEST:
+        raise _too_few(part)
     rate = _search(part, reference, progress or (lambda _: None))
     found = Capacity(rate, part.requests)
     if keep:
@@ -120,6 +128,8 @@ def _search(trace: Trace, settings: Settings, say: Callable[[str], None]) -> flo
 
     # With everything at once: a first guess. With next to nothing: how long each turn takes by itself.
     guess = _pace(sum(end) for end in ends_at(1e4 * own_rate))
+    if guess <= 0:
+        raise _too_few(trace)
     quiet_rate = guess / 20
     quiet = ends_at(quiet_rate)
 
@@ -133,9 +143,13 @@ def _search(trace: Trace, settings: Settings, say: Callable[[str], None]) -> flo
     if follows(guess):
         while follows(high := high * 1.4):
             low = high
+            if high > MOST_OVER_GUESS * guess:
+                raise _too_few(trace)
     else:
         while not follows(low := low / 1.4):
             high = low
+            if low * MOST_OVER_GUESS < guess:
+                raise _too_few(trace)
     while high / low > 1 + PRECISION:
         middle = (low * high) ** 0.5
         if follows(middle):
@@ -143,6 +157,13 @@ def _search(trace: Trace, settings: Settings, say: Callable[[str], None]) -> flo
         else:
             high = middle
     return low
+
+
+def _too_few(trace: Trace) -> TraceError:
+    return TraceError(
+        f"{trace.name}: {trace.requests} requests are too few to measure the maximum load with: take more of"
+        " them, in more sessions, or take their arrivals as they are (--load 0)"
+    )
 
 
 def _pace(ends: Iterable[int]) -> float:
