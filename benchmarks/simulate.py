@@ -4,7 +4,7 @@
 
 The yardstick is the generator ``shared-prefix`` (prompts of 1,000 tokens of which 800 are shared, answers
 of 200) on 8 workers with ``dlpm`` + ``d2lpm`` at 0.7 of the maximum load, all metrics on. Every run is a
-process of its own. Ratios (coasting / step by step, compiled / pure, many / few) are what to compare
+process of its own. Ratios (fast-forward / step by step, compiled / pure, many / few) are what to compare
 between machines. Requests a second are given by CPU time, which other work on a shared machine disturbs
 least, and by the clock; of repeated runs the best counts.
 """
@@ -42,7 +42,7 @@ class Case(NamedTuple):
     workers: int = WORKERS
     clients: int = CLIENTS
     load: float = LOAD
-    coast: bool = True
+    fast_forward: bool = True
     form: str = PURE
 
 
@@ -57,7 +57,7 @@ def work(case: Case, rate_per_worker: float) -> Row:
     ``cpu_s`` and ``wall_s`` are of the simulation, ``whole_cpu_s`` with the reachable hit rate and the
     summary after it: what ``fairlead simulate`` does once it is loaded.
     """
-    settings = Settings(workers=case.workers, coast=case.coast)
+    settings = Settings(workers=case.workers, fast_forward=case.fast_forward)
     capacity = Capacity(rate_per_worker * case.workers, LONGEST_GENERATED)
     trace = at_load(workload(case.requests, case.clients).open(), capacity, case.load)
     began, wall = time.process_time(), time.perf_counter()
@@ -113,7 +113,7 @@ def measure_step_by_step(requests: int, rate: float, rounds: int) -> list[Row]:
     rows = []
     for load in (0.3, LOAD, 0.95):
         row = timed(Case(requests, load=load), rate, rounds)
-        slow = timed(Case(requests, load=load, coast=False), rate, rounds)
+        slow = timed(Case(requests, load=load, fast_forward=False), rate, rounds)
         row["step_by_step_us"] = slow["us_per_request"]
         row["x_step_by_step"] = round(slow["us_per_request"] / row["us_per_request"], 2)
         rows.append(row)

@@ -84,10 +84,10 @@ def test_a_request_can_be_cancelled_before_the_engine_looked_at_it() -> None:
 
 
 def story(
-    drawn, arrivals: list[int], *, coast: bool, in_order: bool = False, **options
+    drawn, arrivals: list[int], *, fast_forward: bool, in_order: bool = False, **options
 ) -> list[tuple[int, list[int], list[int], list[int]]]:
     """Return when each first token came, each end and, if told of, each eviction, in virtual time."""
-    running = EngineRun(ahead(**options), coast=coast, in_order=in_order)
+    running = EngineRun(ahead(**options), fast_forward=fast_forward, in_order=in_order)
     coming = sorted(zip(arrivals, jobs_of(drawn), strict=True), key=lambda pair: pair[0])
     told = []
     while coming or running.wake_us != IDLE:
@@ -117,11 +117,11 @@ def test_many_steps_at_once_are_the_same_as_one_by_one(drawn, blocks, seqs, budg
     moments = st.lists(st.integers(0, 200_000), min_size=len(drawn), max_size=len(drawn))
     arrivals = sorted(data.draw(moments))
     options = {"blocks": blocks, "seqs": seqs, "budget": budget}
-    one_by_one = story(drawn, arrivals, coast=False, **options)
-    assert story(drawn, arrivals, coast=True, **options) == one_by_one
+    one_by_one = story(drawn, arrivals, fast_forward=False, **options)
+    assert story(drawn, arrivals, fast_forward=True, **options) == one_by_one
     assert sum(len(first) for _, first, _, _ in one_by_one) == len(drawn)
     # Where nobody is told of blocks, arrivals need not end what is under way.
     options["list_blocks"] = False
-    one_by_one = story(drawn, arrivals, coast=False, **options)
-    assert story(drawn, arrivals, coast=True, in_order=True, **options) == one_by_one
+    one_by_one = story(drawn, arrivals, fast_forward=False, **options)
+    assert story(drawn, arrivals, fast_forward=True, in_order=True, **options) == one_by_one
     assert sum(len(finished) for _, _, finished, _ in one_by_one) == len(drawn)

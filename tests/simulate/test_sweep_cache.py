@@ -31,7 +31,7 @@ OTHER_SETTINGS: dict[str, Any] = {
     "topology": "engine",
     "exact_cache": True,
     "faults": (Fault(0, 1_000),),
-    "coast": False,
+    "fast_forward": False,
     "costs": Costs(extend=2),
 }
 OTHER_WORKLOAD: dict[str, Any] = {

@@ -99,7 +99,7 @@ def facts(run: Run) -> dict[str, Any]:
 @RUNS
 @given(trace=TRACES, chosen=SETTINGS)
 def test_closed_form_equals_step_by_step_to_the_microsecond(trace: Trace, chosen: Settings) -> None:
-    worlds = [World(trace, replace(chosen, coast=coast)) for coast in (True, False)]
+    worlds = [World(trace, replace(chosen, fast_forward=many)) for many in (True, False)]
     fast, slow = (facts(world.run()) for world in worlds)
     # A client that begins to wait finds the others' service as of their engines' last wake, so the measured
     # gap may differ by what was decoded since. Nothing else may.
@@ -146,7 +146,7 @@ def some_world(seed: int) -> tuple[Trace, Settings]:
 def test_closed_form_equals_step_by_step_in_many_small_worlds(first: int) -> None:
     for seed in range(first, first + 50):
         trace, chosen = some_world(seed)
-        fast, slow = (facts(World(trace, replace(chosen, coast=coast)).run()) for coast in (True, False))
+        fast, slow = (facts(World(trace, replace(chosen, fast_forward=many)).run()) for many in (True, False))
         del fast["gap"], slow["gap"]
         assert fast == slow, f"seed {seed}"
 

@@ -24,9 +24,9 @@ scheduled in advance, the next step is scheduled when the last one has ended.
 
 Cost of a step: the sequences that finish, prefill or are admitted in it, not the batch. A decoding
 sequence is not touched between those moments; its state follows from the step number, and the blocks
-that a step needs from how many sequences fill one in it. So steps that only decode can be taken many at
-a time, in closed form: ``coast_steps`` says how many, ``coast`` takes them, with the same result as so
-many calls of ``step``.
+that a step needs from how many sequences fill one in it. So the engine can *fast-forward*: take many
+steps that only decode at once, in closed form. ``fast_forward_steps`` says how many, ``fast_forward`` takes
+them, with the same result as so many calls of ``step``.
 
 Blocks that an output completes enter the prefix cache when the request ends or is preempted. vLLM has
 them there as they fill; until the answer is known nobody can ask for them. They do whether or not the
@@ -445,7 +445,7 @@ class Engine:
     def catch_up(self) -> None:
         """Take note of what happened in the last step, as a step does that was scheduled before.
 
-        For callers whose ``coast`` took the place of that step.
+        For callers whose ``fast_forward`` took the place of that step.
         """
         for seq in self._leaving:
             self._let_go(seq)
@@ -454,12 +454,12 @@ class Engine:
             self._push(seq.item)
         self._late.clear()
 
-    def coast_steps(self) -> int:
+    def fast_forward_steps(self) -> int:
         """Return how many steps from now would only decode, up to the next that ends a request.
 
         0 if the next one does more: it has to be a ``step``. Whatever is submitted or cancelled
-        changes the answer. Where results name blocks, they only go on while none has to be evicted: whoever
-        hears of that must hear of it with the step that did it.
+        changes the answer. Where results name blocks, it stops before an eviction, so that an eviction is
+        reported with its own step.
         """
         if not self._decodes or self._prefills or self._late or self._leaving or self._may_admit():
             return 0
@@ -473,18 +473,18 @@ class Engine:
             steps = bisect_right(range(1, steps + 1), available, key=self._blocks_for)
         return steps
 
-    def coast_us(self, steps: int) -> int:
+    def fast_forward_us(self, steps: int) -> int:
         """Return how long so many steps that only decode will take."""
         ps = self.profile.steps.decode_ps(len(self._decodes), self._context, steps)
         return (self._carry + ps) // PS_PER_US
 
-    def coast_steps_until(self, us: int) -> int:
+    def fast_forward_steps_until(self, us: int) -> int:
         """Return the least number of steps that only decode after which ``us`` have passed."""
         ps = us * PS_PER_US - self._carry
         return self.profile.steps.decode_steps(len(self._decodes), self._context, ps)
 
-    def coast(self, steps: int) -> StepResult:
-        """Take at most ``coast_steps()`` steps, at least one, at once."""
+    def fast_forward(self, steps: int) -> StepResult:
+        """Take at most ``fast_forward_steps()`` steps, at least one, at once."""
         step = StepResult(0)
         self._take_blocks(self._blocks_for(steps), step)
         return self._compute(step, steps)
@@ -538,7 +538,7 @@ class Engine:
         return self.load_after(0)
 
     def load_after(self, steps: int) -> Load:
-        """Return what it would report after so many of ``coast_steps()``, without taking them."""
+        """Return what it would report after so many of ``fast_forward_steps()``, without taking them."""
         running = len(self._batch) - len(self._leaving)
         used = self.pool.used + (self._blocks_for(steps) if steps else 0)
         return Load(

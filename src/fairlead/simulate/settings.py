@@ -68,7 +68,7 @@ class Settings:
     """When to stop, whatever is under way; 0: when all is done."""
     async_scheduling: bool = True
     """Engines schedule a step while the one before it runs, as vLLM does by default on GPUs."""
-    coast: bool = True
+    fast_forward: bool = True
     """Take steps that only decode in closed form; False: one by one, with the same results."""
     costs: Costs = field(default_factory=Costs)
 

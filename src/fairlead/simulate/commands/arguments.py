@@ -83,7 +83,7 @@ def settings_from(args: argparse.Namespace, **more: Any) -> Settings:
         faults=tuple(map(parse_fault, args.fault)),
         until_us=_us(args, "until"),
         interval_us=_us(args, "interval"),
-        coast=not args.step_by_step,
+        fast_forward=not args.step_by_step,
         **more,
     )
     settings.check()

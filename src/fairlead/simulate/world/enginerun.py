@@ -4,7 +4,7 @@ A caller keeps ``wake_us`` in its heap of events and calls ``wake`` then. Whatev
 engine from outside is announced by ``touch`` first. An event at the moment at which a step ends comes
 before it: the next step sees it.
 
-With ``coast`` the steps that only decode are taken many at a time; without, one by one. Both give the
+With ``fast_forward`` the steps that only decode are taken many at a time; without, one by one. Both give the
 same results at the same microsecond, which a property test holds them to.
 """
 
@@ -23,31 +23,31 @@ class EngineRun:
     report before, and after ``LATEST`` times as many at the latest; 0: never.
 
     ``in_order``: the engine serves in order of arrival, whatever it decodes meanwhile, and nobody is told of
-    its blocks. Then a request need not end a coast at once (``receive``).
+    its blocks. Then a request need not end a fast-forward at once (``receive``).
     """
 
     __slots__ = (
-        "_coast", "_in_order", "_receives", "_report", "_result", "_start", "_steps", "_told", "engine",
-        "progress", "wake_us",
+        "_fast_forward", "_in_order", "_receives", "_report", "_result", "_start", "_steps", "_told",
+        "engine", "progress", "wake_us",
     )  # fmt: skip
 
     def __init__(
-        self, engine: Engine, *, coast: bool = True, report_steps: int = 0, in_order: bool = False
+        self, engine: Engine, *, fast_forward: bool = True, report_steps: int = 0, in_order: bool = False
     ) -> None:
         self.engine = engine
         self._in_order = in_order and engine.async_scheduling
         self._receives = False
-        """Whether requests came during a coast, which ends with the step that does not know them yet."""
+        """Whether requests came while it fast-forwards, which ends with the step that does not know them."""
         self.wake_us = IDLE
         """When the step or the steps under way end; ``IDLE`` when there are none."""
         self.progress: list[tuple[RequestId, int]] | None = None
         """After a wake with a report: who decodes, and its output tokens so far."""
         self._told = 0
         """The engine's steps at the last report."""
-        self._coast = coast
+        self._fast_forward = fast_forward
         self._report = report_steps
         self._result: StepResult | None = None
-        """Of the step under way; None while coasting."""
+        """Of the step under way; None while it fast-forwards."""
         self._steps = 0
         self._start = 0
 
@@ -58,7 +58,7 @@ class EngineRun:
         """
         if self.wake_us == IDLE or self._result is not None:
             return False
-        self._result = result = self._coasted(self._steps_at(now))
+        self._result = result = self._end_fast_forward(self._steps_at(now))
         before, self.wake_us = self.wake_us, self._start + result.duration_us
         return self.wake_us != before
 
@@ -66,7 +66,7 @@ class EngineRun:
         """Say that a request will be submitted now, and nothing else done; return as ``touch`` does.
 
         With asynchronous scheduling the step after the one under way was scheduled without the request. If
-        both only decode, the coast goes on to the end of that one.
+        both only decode, the fast-forward goes on to the end of that one.
         """
         if self._in_order and self.wake_us != IDLE and self._result is None:
             steps = self._steps_at(now) + 1
@@ -75,12 +75,12 @@ class EngineRun:
             if steps < self._steps:
                 self._receives = True
                 self._steps = steps
-                self.wake_us = self._start + self.engine.coast_us(steps)
+                self.wake_us = self._start + self.engine.fast_forward_us(steps)
                 return True
         return self.touch(now)
 
-    def _coasted(self, steps: int) -> StepResult:
-        result = self.engine.coast(steps)
+    def _end_fast_forward(self, steps: int) -> StepResult:
+        result = self.engine.fast_forward(steps)
         if self._receives:
             self._receives = False
             if steps == self._steps:
@@ -88,17 +88,17 @@ class EngineRun:
         return result
 
     def _steps_at(self, now: int) -> int:
-        """Return how many steps of a coast have begun.
+        """Return how many steps of a fast-forward have begun.
 
-        The one that began at the start of the coast is under way, even at that very moment.
+        The one that began at the start of the fast-forward is under way, even at that very moment.
         """
-        return min(max(1, self.engine.coast_steps_until(now - self._start)), self._steps)
+        return min(max(1, self.engine.fast_forward_steps_until(now - self._start)), self._steps)
 
     def look(self, now: int) -> tuple[Load, int]:
         """Return what the engine reports of itself after ``touch``, without one where it can be helped.
 
-        A touch ends a coast, and another wake comes of it. The second figure is how many steps of a coast
-        the report foresees that have only decoded, and that no wake has told of yet.
+        A touch would end a fast-forward, and cause another wake. The second figure is how many steps of a
+        fast-forward the report foresees that have only decoded, and that no wake has told of yet.
         """
         if self.wake_us != IDLE and self._result is None:
             steps = self._steps_at(now)
@@ -121,7 +121,7 @@ class EngineRun:
         """End the steps under way, begin the next; return what was done."""
         result = self._result
         if result is None:
-            result = self._coasted(self._steps)
+            result = self._end_fast_forward(self._steps)
         if self._report:
             since = self.engine.steps - self._told
             if since >= self._report and (result.first or result.finished or since >= LATEST * self._report):
@@ -134,13 +134,13 @@ class EngineRun:
 
     def _begin(self, now: int) -> None:
         engine = self.engine
-        if self._coast:
-            steps = engine.coast_steps()
+        if self._fast_forward:
+            steps = engine.fast_forward_steps()
             if steps > 1:
                 if self._report:
                     steps = min(steps, self._told + LATEST * self._report - engine.steps)
                 self._start, self._steps, self._result = now, steps, None
-                self.wake_us = now + engine.coast_us(steps)
+                self.wake_us = now + engine.fast_forward_us(steps)
                 return
         self._result = result = engine.step(now)
         self.wake_us = IDLE if result is None else now + result.duration_us

@@ -64,7 +64,9 @@ class Workers:
         self.max_num_seqs, self.kv_tokens = engine.max_num_seqs, engine.pool.blocks * engine.block_tokens
         report = settings.report_tokens
         in_order = not self._forward and not settings.exact_cache
-        self.runs[slot] = EngineRun(engine, coast=settings.coast, report_steps=report, in_order=in_order)
+        self.runs[slot] = EngineRun(
+            engine, fast_forward=settings.fast_forward, report_steps=report, in_order=in_order
+        )
         limits = Limits(engine.max_num_seqs, self.kv_tokens, NEVER_US)
         return WorkerUp(now, str(slot), limits, settings.exact_cache)
 
