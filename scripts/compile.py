@@ -33,9 +33,12 @@ TRAINING = ROOT / "scripts" / "train.py"
 
 HOT = (
     "core/**/*.py",
+    "engine/decode_batch.py",
     "engine/kv.py",
     "engine/model.py",
     "engine/profiles.py",
+    "engine/sequence.py",
+    "engine/step.py",
     "engine/steptime.py",
     "simulate/world/*.py",
     "trace/generators/*.py",

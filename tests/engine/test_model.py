@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from fairlead.core.model import Request
 from fairlead.core.ordering import OrderingContext, make_ordering
-from fairlead.engine.model import Engine, StepResult, TooLongError
+from fairlead.engine.model import Engine, TooLongError
 from fairlead.engine.profiles import PROFILES
+from fairlead.engine.step import StepResult
 from fairlead.engine.steptime import Work
 from tests.engine.naive import NaiveEngine
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from fairlead.core.model import Request
-from fairlead.engine.model import Engine, StepResult
+from fairlead.engine.model import Engine
 from fairlead.engine.pace import Pacer
 from fairlead.engine.profiles import PROFILES
+from fairlead.engine.step import StepResult
 
 
 class VirtualSelector(selectors.DefaultSelector):

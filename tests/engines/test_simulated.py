@@ -23,8 +23,8 @@ import pytest
 
 from fairlead.engine.measured import distribution
 from fairlead.engine.model import Engine as Model
-from fairlead.engine.model import StepResult
 from fairlead.engine.profiles import DEFAULT_PROFILE, load_profile
+from fairlead.engine.step import StepResult
 from fairlead.engine.step_log import LoggedStep, read_step_log
 from fairlead.report.run import Requests
 from fairlead.simulate.settings import Settings

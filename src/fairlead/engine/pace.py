@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from fairlead.engine.model import Engine, StepResult
+from fairlead.engine.model import Engine
+from fairlead.engine.step import StepResult
 
 MAX_LAG_S = 0.1
 """A loop that is further behind lets the time go instead of running steps back to back."""

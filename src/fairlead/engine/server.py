@@ -17,9 +17,10 @@ from fairlead.engine.answers import SERVER, Reply, Stream
 from fairlead.engine.extras import Extras
 from fairlead.engine.kv_events import KVEventPublisher
 from fairlead.engine.metrics import EngineMetrics
-from fairlead.engine.model import Engine, StepResult
+from fairlead.engine.model import Engine
 from fairlead.engine.pace import Pacer
 from fairlead.engine.profiles import DEFAULT_PROFILE, Profile, load_profile
+from fairlead.engine.step import StepResult
 from fairlead.engine.text import Answer, compose
 from fairlead.engine.wire import (
     BadRequestError,

@@ -9,7 +9,8 @@ same results at the same microsecond, which a property test holds them to.
 """
 
 from fairlead.core.model import RequestId
-from fairlead.engine.model import Engine, Load, StepResult
+from fairlead.engine.model import Engine
+from fairlead.engine.step import Load, StepResult
 
 IDLE = -1
 LATEST = 4

@@ -4,7 +4,8 @@ from fairlead.core.events import WorkerUp
 from fairlead.core.model import Limits
 from fairlead.core.ordering import make_ordering
 from fairlead.core.ordering.base import OrderingContext
-from fairlead.engine.model import Engine, StepResult
+from fairlead.engine.model import Engine
+from fairlead.engine.step import StepResult
 from fairlead.report.run import Series
 from fairlead.simulate.settings import ENGINE, NEVER_US, Fault, Settings
 from fairlead.simulate.world.clients import ActiveRequest, Clients

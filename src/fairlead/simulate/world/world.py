@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from fairlead.core import events as ev
 from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject
-from fairlead.engine.model import StepResult, TooLongError
+from fairlead.engine.model import TooLongError
+from fairlead.engine.step import StepResult
 from fairlead.report.run import CANCELLED, FAILED, REJECTED, Fairness, Run
 from fairlead.simulate.settings import NEVER_US, Fault, Settings
 from fairlead.simulate.world.clients import ActiveRequest, ActiveSession, Clients
