@@ -135,6 +135,7 @@ class Driver:
             session=rng.choice(["", "s1", "s2"]),
             arrived_us=self.now,
             sequences=rng.choice([1, 1, 1, 2, 6]),
+            reads_cache=rng.randrange(8) > 0,
         )
         self.queued[request.rid] = request
         self.send(ev.Arrived(self.now, request))

@@ -145,7 +145,7 @@ def test_invariant_7_policies_cannot_see_output_lengths() -> None:
     """What a policy gets has no field for it: the names are fixed here so that one added later is noticed."""
     assert Request._fields == (
         "rid", "client", "prompt_tokens", "keys", "block_tokens", "max_tokens", "session", "arrived_us",
-        "streamed", "sequences",
+        "streamed", "sequences", "reads_cache",
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.gateway.prompt import BytePrompts
 from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, decode
-from tests.gateway.mocks import MockWorker, answer, chat, run, serving
+from tests.gateway.mocks import MockWorker, answer, chat, plain, run, serving
 
 HUGE = 10**400
 LIMITS = {
@@ -86,6 +86,51 @@ def test_all_prompts_of_a_list_count_their_tokens():
     one = BytePrompts().keys(COMPLETION, completion(text)).prompt_tokens
     many = BytePrompts().keys(COMPLETION, completion([text] * 1000)).prompt_tokens
     assert 1000 * (one - 1) <= many <= 1010 * one
+
+
+@pytest.mark.parametrize(
+    ("asked", "reads"),
+    [
+        (decode(CHAT, chat()), True),
+        (decode(CHAT, chat(prompt_logprobs=None, echo=False, logprobs=True, top_logprobs=5)), True),
+        (decode(CHAT, chat(prompt_logprobs=0)), False),
+        (decode(CHAT, chat(prompt_logprobs=1)), False),
+        (decode(CHAT, chat(prompt_logprob_token_ids=[5])), False),
+        (decode(CHAT, chat(echo=True)), False),
+        (decode(CHAT, chat(echo=True, top_logprobs=2)), False),
+        (decode(CHAT, chat(echo=True, top_logprobs=None)), True),
+        (completion("a"), True),
+        (completion("a", echo=True), True),
+        (completion("a", logprobs=3), True),
+        (completion("a", echo=True, logprobs=0), False),
+        (completion("a", echo=True, logprobs=3), False),
+        (completion("a", prompt_logprobs=-1), False),
+    ],
+)
+def test_who_asks_for_the_odds_of_the_prompt_reads_no_cache(asked, reads):
+    assert asked.reads_cache is reads
+
+
+@pytest.mark.parametrize("fields", [{"prompt_logprobs": 1}, {"echo": True, "logprobs": 0}])
+def test_the_predicted_hit_rate_is_right_where_nothing_is_read(fields):
+    """Their prompts are the same each time, and the engine computes them whole."""
+
+    async def main():
+        usage = {"prompt_tokens": 250, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 0}}
+
+        async def behave(ask, writer):
+            writer.write(plain(json.dumps({"choices": [{"text": "a"}], "usage": usage}).encode()))
+
+        async with serving(MockWorker(behave)) as served:
+            body = json.dumps({"model": "tiny", "prompt": "word " * 200, "max_tokens": 1, **fields}).encode()
+            for _ in range(20):
+                assert (await served.post(body, b"/v1/completions"))[0] == 200
+            assert served.gateway.dispatcher.fleet.hit_rate[0] == 0
+            other = json.dumps({"model": "tiny", "prompt": "word " * 200, "max_tokens": 1}).encode()
+            assert (await served.post(other, b"/v1/completions"))[0] == 200
+            assert served.gateway.dispatcher.fleet.hit_rate[0] > 0, "it left its blocks for others"
+
+    run(main)
 
 
 # --- what that does to others ------------------------------------------------------------------

@@ -54,7 +54,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 MAYBE = st.none() | st.integers(0, 2**31)
 REQUESTS = st.builds(
     Request, INTEGERS, TEXT, INTEGERS, KEYS, st.integers(1, 64) | st.floats(0.1, 64), MAYBE, TEXT, INTEGERS,
-    st.booleans(), st.integers(1, 2**31),
+    st.booleans(), st.integers(1, 2**31), st.booleans(),
 )  # fmt: skip
 LIMITS = st.builds(Limits, INTEGERS, INTEGERS, INTEGERS)
 EVENTS = {
@@ -108,7 +108,7 @@ def test_a_record_can_be_read_by_eye() -> None:
     request = Request(7, "ann", 33, [1, 2], 16, None, "s", 5, True)
     reasons = Reasons("lmetric", (3.5, inf), (0, 1), 16, -4)
     assert encode([(ev.Arrived(5, request), [Dispatch(7, "w1", 1, reasons)]), (ev.Tick(6), ())]) == (
-        b'["Arrived",[5,[7,"ann",33,"AQAAAAAAAAACAAAAAAAAAA==",16,null,"s",5,true,1]],'
+        b'["Arrived",[5,[7,"ann",33,"AQAAAAAAAAACAAAAAAAAAA==",16,null,"s",5,true,1,true]],'
         b'[["Dispatch",7,"w1",1,["lmetric",[3.5,null],[0,1],16,-4]]]]\n'
         b'["Tick",[6]]\n'
     )

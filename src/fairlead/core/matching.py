@@ -28,6 +28,8 @@ class Matcher:
         holders: tuple[int, ...] = ()
         candidates = fleet.candidate_bitmap
         prompt, size = request.prompt_tokens, request.block_tokens
+        if not request.reads_cache:
+            return Match(tokens, 0, (), 0)
         for blocks, bitmap in self._index.match(request.keys):
             matched = cached_prompt_tokens(prompt, size, blocks)
             slots = self._slots(bitmap)

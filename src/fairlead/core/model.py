@@ -45,6 +45,8 @@ class Request(NamedTuple):
 
     ``prompt_tokens`` is the sum over different prompts; ``max_tokens`` is for each sequence.
     """
+    reads_cache: bool = True
+    """Whether an engine takes cached blocks of its prompt. If not, it computes all of it, and caches it."""
 
     def matched_tokens(self, blocks: int) -> int:
         """Prompt tokens in so many leading blocks, if they are cached: at most all but one."""

@@ -59,8 +59,8 @@ class Stealing:
             if (best is not None and item.seq > best[0].seq) or slot in item.tried:
                 continue
             request = item.request
-            here = request.matched_tokens(ready(slot, request.keys))
-            there = request.matched_tokens(ready(other, request.keys))
+            here = request.matched_tokens(ready(slot, item.keys))
+            there = request.matched_tokens(ready(other, item.keys))
             if (now - request.arrived_us) * rate < there - here:
                 continue
             if thief.has_capacity(item.sequences, request.prompt_tokens - here + item.expected):

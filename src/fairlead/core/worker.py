@@ -123,7 +123,7 @@ class Worker:
 
     def enqueue(self, tracked: TrackedRequest) -> None:
         """Put an assigned request into the queue."""
-        fleet, slot, keys = self._fleet, self.slot, tracked.request.keys
+        fleet, slot, keys = self._fleet, self.slot, tracked.keys
         fleet.add_queued(slot, tracked.sequences)
         fleet.waits(slot, tracked.client, tracked.sequences, tracked.pending_prefill_tokens)
         self.queue.push(tracked, self._index.ready(slot, keys) if self._uses_match else 0)
@@ -162,6 +162,8 @@ class Worker:
         assert tracked.claim is not None
         prompt, size = request.prompt_tokens, request.block_tokens
         matched = cached_prompt_tokens(prompt, size, self._index.start(tracked.claim))
+        computed_again = 0 if request.reads_cache else matched
+        matched -= computed_again
         extend = prompt - matched
         change = extend - tracked.extend
         if change:
@@ -170,7 +172,7 @@ class Worker:
             tracked.hit_tokens = matched
         tracked.move("dispatch")
         tracked.attempts += 1
-        tracked.kv_extra = max(0, prompt - int(len(request.keys) * size)) + tracked.expected
+        tracked.kv_extra = max(0, prompt - int(len(request.keys) * size)) + tracked.expected + computed_again
         self.kv_extra += tracked.kv_extra
         fleet.context[slot] += prompt
         self.prefilling.begin(extend, now)

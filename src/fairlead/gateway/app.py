@@ -185,6 +185,7 @@ class Gateway:
             now,
             streamed,
             most.sequences,
+            asked.reads_cache,
         )
         taken = exchange.take_body()
         body = taken if isinstance(taken, bytes) else taken.whole()

@@ -75,6 +75,8 @@ class Asked(msgspec.Struct, kw_only=True):
     max_tokens: Number = None
     max_completion_tokens: Number = None
     n: Any = None
+    prompt_logprobs: Any = None
+    prompt_logprob_token_ids: Any = None
     user: str | None = None
     cache_salt: str | None = None
 
@@ -101,6 +103,11 @@ class Asked(msgspec.Struct, kw_only=True):
             limit = max(limit, _limit(self.max_tokens) or 0) * sequences
         return Most(prompts, sequences, limit)
 
+    @property
+    def reads_cache(self) -> bool:
+        """Whether an engine takes cached blocks of the prompt: not where it has to tell each token's odds."""
+        return self.prompt_logprobs is None and self.prompt_logprob_token_ids is None
+
     def _prompts(self) -> int:
         return 1
 
@@ -113,6 +120,8 @@ class ChatAsked(Asked, kw_only=True):
     """A body of ``/v1/chat/completions``."""
 
     messages: list[Message]
+    echo: Any = None
+    top_logprobs: Any = 0
     vllm_xargs: msgspec.Raw = NO_RAW
     tools: msgspec.Raw = NO_RAW
     chat_template_kwargs: msgspec.Raw = NO_RAW
@@ -126,6 +135,11 @@ class ChatAsked(Asked, kw_only=True):
     reasoning_effort: Any = None
     truncate_prompt_tokens: Any = None
 
+    @property
+    def reads_cache(self) -> bool:
+        """As vLLM has it: ``echo`` gives the prompt's odds too, unless ``top_logprobs`` is null."""
+        return super().reads_cache and not (self.echo and self.top_logprobs is not None)
+
 
 class CompletionAsked(Asked, kw_only=True):
     """A body of ``/v1/completions``."""
@@ -133,8 +147,15 @@ class CompletionAsked(Asked, kw_only=True):
     prompt: str | list[Any]
     vllm_xargs: msgspec.Raw = NO_RAW
     best_of: Any = None
+    echo: Any = None
+    logprobs: Any = None
     add_special_tokens: Any = None
     truncate_prompt_tokens: Any = None
+
+    @property
+    def reads_cache(self) -> bool:
+        """As vLLM and SGLang have it: ``echo`` gives the prompt's odds too, if there are any."""
+        return super().reads_cache and not (self.echo and self.logprobs is not None)
 
     def _prompts(self) -> int:
         return _texts_in(self.prompt)

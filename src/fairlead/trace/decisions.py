@@ -3,7 +3,7 @@
 A log is JSON, a record a line, in the order in which the dispatcher saw the events:
 
     {"fairlead_decision_log":1,"software":...,"run":...,"part":0,"first":0,...,"setup":{...}}
-    ["Arrived",[81000123,[17,"alice",1003,"<keys>",16.0,200,"",81000123,true,1]],[["Dispatch",...]]]
+    ["Arrived",[81000123,[17,"alice",1003,"<keys>",16.0,200,"",81000123,true,1,true]],[["Dispatch",...]]]
     ["FirstToken",[81020345,17]]
     ["Finished",[81090456,17,1003,512,200]]
 
@@ -229,7 +229,8 @@ class _Request(NamedTuple):
     arrived_us: int
     streamed: bool
     sequences: int = 1
-    """Logs of 0.1 have none."""
+    reads_cache: bool = True
+    """Logs of 0.1 have neither."""
 
 
 class _Arrived(NamedTuple):
@@ -280,6 +281,7 @@ def _arrived(event: _Arrived) -> ev.Arrived:
     request = Request(
         said.rid, said.client, said.prompt_tokens, _unpack(said.keys), said.block_tokens, said.max_tokens,
         said.session, said.arrived_us, said.streamed, said.sequences,
+        said.reads_cache,
     )  # fmt: skip
     return ev.Arrived(event.at, request)
 

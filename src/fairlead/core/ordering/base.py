@@ -23,7 +23,8 @@ class QueuedRequest:
         self.request = request
         self.rid: RequestId = request.rid
         self.client: ClientId = request.client
-        self.keys: Sequence[BlockKey] = request.keys
+        self.keys: Sequence[BlockKey] = request.keys if request.reads_cache else ()
+        """Of the blocks that may be cached."""
         self.seq = seq
         """Order of arrival, unique; all ties end here."""
         self.matched = 0
