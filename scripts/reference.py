@@ -20,12 +20,17 @@ from fairlead.core.params import Param
 from fairlead.core.routing import POLICIES
 from fairlead.gateway.app import Gateway
 from fairlead.policies import markdown_table, shown
+from fairlead.simulate.capacity import cache_folder
 from fairlead.trace.generators import GENERATORS
 from fairlead.trace.generators.listing import markdown as generators
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 _PART = re.compile(r"(<!-- begin ([^>]+?) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+
+for registry in (ORDERINGS, POLICIES):
+    registry._found = {}  # noqa: SLF001 - policies of packages that happen to be installed are not ours to list
 
 
 def policies() -> str:
@@ -101,12 +106,13 @@ def _row(action: argparse.Action) -> str:
     value = " ".join(shown) if isinstance(shown, tuple) else shown
     if action.nargs in {"*", "+"}:
         value = f"{value} ..."
-    flags = [f for f in action.option_strings if not f.startswith("--no-")] or [""]
+    both = isinstance(action, argparse.BooleanOptionalAction)
+    flags = [f for f in action.option_strings if not (both and f.startswith("--no-"))] or [""]
     text = (action.help or "").replace("%%", "%")
     default = re.search(r" ?\(default:? (.*)\)$", text)
     text = text[: default.start()] if default else text
-    told = (default[1] if default else "").replace("%(default)s", str(action.default))
-    told = re.sub(re.escape(str(Path.home())), "~", told)
+    told = re.sub(r"%\(default\)[sg]", lambda _: str(action.default), default[1] if default else "")
+    told = told.replace(str(cache_folder()), "~/.cache/fairlead")
     name = ", ".join(f"`{f'{flag} {value}'.strip()}`" for flag in flags)
     return f"| {_cell(name)} | {_cell(text)} | {_cell(told)} |"
 

@@ -16,27 +16,34 @@ class _Command(NamedTuple):
 
 
 COMMANDS = {
-    "serve": _Command("fairlead.gateway.command", "the gateway: OpenAI-compatible, in front of your engines"),
-    "engine": _Command("fairlead.engine.command", "a model of an LLM engine, served over HTTP"),
+    "serve": _Command(
+        "fairlead.gateway.command", "run the gateway: OpenAI-compatible, in front of your engines"
+    ),
+    "engine": _Command("fairlead.engine.command", "run a model of an LLM engine, served over HTTP"),
     "demo": _Command(
-        "fairlead.demo.command", "four engines, the gateway, three clients: the difference, live"
+        "fairlead.demo.command", "show the difference live: four engines, the gateway, three clients"
     ),
     "verify": _Command(
-        "fairlead.simulate.commands.verify", "replay a decision log: does it lead to the same decisions?"
+        "fairlead.simulate.commands.verify", "repeat the decisions of a decision log, and compare"
     ),
-    "profile": _Command("fairlead.engine.profile_command", "engine profiles: list, show, fit, check"),
+    "profile": _Command("fairlead.engine.profile_command", "list, show, fit and check engine profiles"),
     "simulate": _Command(
-        "fairlead.simulate.commands.simulate", "what a policy would do to a workload, in virtual time"
+        "fairlead.simulate.commands.simulate", "run one policy on a workload, in virtual time"
     ),
-    "replay": _Command("fairlead.replay.command", "send a workload to a live endpoint: the same result"),
-    "report": _Command("fairlead.report.command", "results as one HTML file, Markdown, or in the terminal"),
+    "replay": _Command("fairlead.replay.command", "send a workload to a live endpoint, for the same report"),
+    "report": _Command(
+        "fairlead.report.command", "show results as an HTML file, as Markdown, or in the terminal"
+    ),
     "compare": _Command(
-        "fairlead.simulate.commands.compare", "policies side by side on the same requests, with confidence"
+        "fairlead.simulate.commands.compare",
+        "compare policies on the same requests, with confidence intervals",
     ),
     "experiment": _Command(
-        "fairlead.simulate.commands.experiment", "the papers' claims and ours: E1 to E5, a command each"
+        "fairlead.simulate.commands.experiment", "repeat what the papers report: E1 to E5"
     ),
-    "policies": _Command("fairlead.policies", "every ordering and routing policy, its source and parameters"),
+    "policies": _Command(
+        "fairlead.policies", "list every ordering and routing policy, its source and parameters"
+    ),
 }
 
 
@@ -45,7 +52,11 @@ class _Version(argparse.Action):
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002 - argparse's
         super().__init__(
-            option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help or "say the version and exit"
+            option_strings,
+            dest,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help=help or "print the version and exit",
         )
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:

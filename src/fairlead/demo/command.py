@@ -45,15 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=float,
         default=16.0,
-        help="traffic in each of the three phases (default %(default)g)",
+        help="seconds of traffic in each of the three phases (default %(default)g)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the traffic (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the traffic (default %(default)s)")
     parser.add_argument(
-        "--order", metavar="POLICY", help="compare the first phase with this ordering instead (default: dlpm)"
+        "--order", metavar="POLICY", help="compare fcfs + round_robin with this ordering only (default: dlpm)"
     )
-    parser.add_argument(
-        "--policy", metavar="POLICY", help="... and with this routing policy (default: marginal)"
-    )
+    parser.add_argument("--policy", metavar="POLICY", help="and with this routing policy (default: marginal)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the summary to FILE as a picture")
     parser.add_argument(

@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     profiles, policies = ", ".join(PROFILES), ", ".join(ORDERINGS.names())
     add("--host", default="127.0.0.1", help="address to listen on" + shown)
-    add("--port", type=int, default=8000, help="0 takes a free one" + shown)
+    add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one" + shown)
     add("--profile", default=default.profile, metavar="NAME", help="model and GPU: " + profiles + shown)
-    add("--speed", type=float, default=default.speed, help="times faster than the GPU" + shown)
+    add("--speed", type=float, default=default.speed, help="how many times as fast as the GPU" + shown)
     add(
         "--order",
         default=default.order,
@@ -36,18 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"order of the waiting queue: {policies}; parameters as name:key=value,..." + shown,
     )
     add("--model-name", metavar="NAME", help="name that clients use (default: the profile's model)")
-    add("--max-num-seqs", type=int, metavar="N", help="requests in a batch (default: the profile's)")
-    add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in a step (default: the profile's)")
+    add("--max-num-seqs", type=int, metavar="N", help="most sequences in a batch (default: the profile's)")
+    add(
+        "--max-num-batched-tokens",
+        type=int,
+        metavar="N",
+        help="most tokens in a step (default: the profile's)",
+    )
     add("--max-model-len", type=int, metavar="N", help="context length (default: the profile's)")
     add("--kv-blocks", type=int, metavar="N", help="KV blocks in the pool (default: the profile's memory)")
-    add("--block-size", type=int, default=default.block_size, metavar="N", help="tokens a block" + shown)
+    add("--block-size", type=int, default=default.block_size, metavar="N", help="tokens in a block" + shown)
     add(
         "--sync-scheduling",
         dest="async_scheduling",
         action="store_false",
-        help="schedule a step after the one before it has ended, as vLLM does on CPUs",
+        help="schedule a step when the last one has ended, as vLLM does on CPUs",
     )
-    add("--seed", type=int, default=default.seed, help="changes texts and lengths" + shown)
+    add("--seed", type=int, default=default.seed, help="seed of texts and lengths" + shown)
     add("--kv-events", metavar="ENDPOINT", help="publish KV-cache events here, such as tcp://127.0.0.1:5557")
     add("--kv-replay", metavar="ENDPOINT", help="answer replay requests for KV-cache events here")
     add(
@@ -56,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOPIC",
         help="topic of KV-cache events (default: none)",
     )
-    add("--legacy-events", action="store_true", help="positional KV-cache events, as vLLM before June 2026")
+    add("--legacy-events", action="store_true", help="KV-cache events as arrays, as in vLLM before June 2026")
 
 
 def run(args: argparse.Namespace) -> int:

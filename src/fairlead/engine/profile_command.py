@@ -34,12 +34,12 @@ MODELS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-commands."""
     actions = parser.add_subparsers(dest="action", metavar="action", required=True)
-    actions.add_parser("list", help="the built-in profiles")
-    show = actions.add_parser("show", help="one profile as TOML: a start for your own")
-    show.add_argument("profile", metavar="NAME|FILE")
-    _add_fit(actions.add_parser("fit", help="coefficients from measured tables, and their error"))
-    check = actions.add_parser("check", help="a measured run beside the model's")
-    check.add_argument("folder", type=Path, help="holds requests.jsonl (and meta.json)")
+    actions.add_parser("list", help="list the built-in profiles")
+    show = actions.add_parser("show", help="print a profile as TOML: a start for your own")
+    show.add_argument("profile", metavar="NAME|FILE", help="a built-in profile, or a TOML file")
+    _add_fit(actions.add_parser("fit", help="fit coefficients to measured tables, and print their error"))
+    check = actions.add_parser("check", help="compare a measured run with the model's")
+    check.add_argument("folder", type=Path, help="folder of the run: requests.jsonl, meta.json")
     check.add_argument("--engine", required=True, metavar="NAME|FILE", help="the profile to check")
     check.add_argument(
         "--blocks", type=Path, metavar="FILE", help="hash_ids of each prompt, for prefix caching"
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--sensitivity", action="store_true", help="repeat with one assumption changed at a time"
     )
-    check.add_argument("--json", action="store_true", help="print JSON: quantiles beside each other")
+    check.add_argument("--json", action="store_true", help="print quantiles of both as JSON")
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
@@ -58,23 +58,21 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         help="a folder of LLMServingSim kernel tables, or a CSV of measured steps with columns decode_seqs,"
         " decode_context, prefill_tokens, prefill_area, step_us",
     )
-    add(
-        "--like", metavar="NAME|FILE", help="a profile to take from what is not measured, and to compare with"
-    )
+    add("--like", metavar="NAME|FILE", help="a profile for what was not measured, and to compare with")
     add("--name", help="name of the new profile")
     add("--model", help="Hugging Face name of the model (default: as the tables say)")
     add("--gpu", help="name of the GPU (default: as the tables say)")
     add("--layers", type=int, metavar="N", help="layers of the model, if it is not a known one")
     add("--kv-tokens", type=int, metavar="N", help="size of the KV pool, in tokens")
-    add("--kv-bytes-per-token", type=int, metavar="N")
+    add("--kv-bytes-per-token", type=int, metavar="N", help="bytes of KV cache for one token")
     add("--max-model-len", type=int, metavar="N", help="context length")
-    add("--max-num-seqs", type=int, metavar="N", help="requests in a batch")
-    add("--max-num-batched-tokens", type=int, metavar="N", help="tokens in a step")
+    add("--max-num-seqs", type=int, metavar="N", help="most sequences in a batch")
+    add("--max-num-batched-tokens", type=int, metavar="N", help="most tokens in a step")
     add(
         "--cpu-us",
         type=float,
         metavar="US",
-        help="t_cpu, on top of what was measured (default: 1000 for kernels, 0 for whole steps)",
+        help="t_cpu: a step's host time that was not measured (default: 1000 for kernels, 0 for whole steps)",
     )
     add(
         "--spread-of",
@@ -82,7 +80,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="take the skew tables from here: same GPU, other model",
     )
-    add("--out", type=Path, metavar="FILE", help="write the profile here (.toml): --engine FILE reads it")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the profile to this TOML file, which --engine FILE reads",
+    )
     add("--json", action="store_true", help="print JSON instead of text")
 
 

@@ -39,22 +39,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " open-loop arrivals, turns after their answers. docs/replay.md says how."
     )
     add = parser.add_argument
-    add("--url", required=True, help="such as http://127.0.0.1:8000; a final /v1 is taken off")
-    add("--model", default="", help="default: the only one that the endpoint serves")
+    add(
+        "--url",
+        required=True,
+        help="address of the endpoint, such as http://127.0.0.1:8000; a final /v1 is ignored",
+    )
+    add("--model", default="", help="model to ask for (default: the only one that the endpoint serves)")
     add(
         "--api-key", action="append", default=[], metavar="[CLIENT=]KEY",
-        help="a client's key, or everybody's; @FILE reads one from each line",
+        help="a client's API key, or the key of all; @FILE reads one from each line",
     )  # fmt: skip
     add(
         "--client-header", default=CLIENT_HEADER, metavar="NAME",
-        help="header that names the client, '' for none; the body's user always does" + shown,
+        help="header that names the client, '' for none; the body's 'user' always names it" + shown,
     )  # fmt: skip
-    add("--speed", type=float, default=pace.speed, help="arrivals and pauses so many times as fast" + shown)
-    add("--timeout", type=float, default=pace.timeout_s, metavar="S", help="a client's patience" + shown)
-    add("--max-concurrency", type=int, default=0, metavar="N", help="requests under way (default: any)")
+    add(
+        "--speed",
+        type=float,
+        default=pace.speed,
+        help="make arrivals and pauses this many times as fast" + shown,
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=pace.timeout_s,
+        metavar="S",
+        help="seconds after arrival at which a client gives up" + shown,
+    )
+    add(
+        "--max-concurrency",
+        type=int,
+        default=0,
+        metavar="N",
+        help="most requests sent at a time (default: no limit)",
+    )
     add(
         "--prompt-form", default="auto", choices=("auto", "tokens", "text"),
-        help="token ids, exact, or text of estimated length" + shown,
+        help="send prompts as token ids (exact), or as text of estimated length" + shown,
     )  # fmt: skip
     add(
         "--vocab", default=f"{vocabulary.low}-{vocabulary.high}", metavar="LOW-HIGH",
@@ -62,15 +83,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--lengths", default="exact", choices=("exact", "limit"),
-        help="exact asks for min_tokens and ignore_eos, as vLLM and SGLang know them; limit for"
+        help="exact sends min_tokens and ignore_eos, which vLLM and SGLang understand; limit sends"
         " max_tokens only" + shown,
     )  # fmt: skip
-    add("--salt", default="", help="any word: other texts, so that nothing sent before is found cached")
+    add(
+        "--salt",
+        default="",
+        help="a word that changes all texts, so that nothing sent before is found cached",
+    )
     add("--max-model-len", type=int, default=0, help="leave longer requests out (default: the endpoint's)")
-    add("--seed", type=int, default=1, help="of the workload" + shown)
-    add("--policy", default="live", help="what routes there, for the report" + shown)
-    add("--order", default="live", help="what orders there, for the report" + shown)
-    add("--engine", default="", help="what serves there, for the report (default: the model)")
+    add("--seed", type=int, default=1, help="seed of the workload" + shown)
+    add("--policy", default="live", help="name of the endpoint's routing policy, for the report" + shown)
+    add("--order", default="live", help="name of the endpoint's ordering policy, for the report" + shown)
+    add("--engine", default="", help="name of the engine, for the report (default: the model)")
     add("--json", type=Path, metavar="FILE", help="write the result, for `fairlead report`")
     add_workload_arguments(parser)
 

@@ -132,12 +132,12 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
         f" or a generator ({', '.join(GENERATORS.names())}), with options as in judge:dimensions=3",
     )
     group = parser.add_argument_group("workload")
-    group.add_argument("--requests", type=int, default=0, help="only so many (default: all)")
+    group.add_argument("--requests", type=int, default=0, help="use only the first ones (default: all)")
     group.add_argument("--form", default="", choices=["", *READERS], help="format of the trace")
     group.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the format"
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the format or generator"
     )
-    group.add_argument("--clients", type=int, default=0, help="how many clients (default: the workload's)")
+    group.add_argument("--clients", type=int, default=0, help="number of clients (default: the workload's)")
     group.add_argument(
         "--assign", default="", choices=["", *RULES], help="give requests to clients by this rule"
     )
@@ -151,7 +151,9 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND[:SHARE]",
         help=f"add a misbehaving client with SHARE of the others' demand; KIND: {', '.join(get_args(Kind))}",
     )
-    group.add_argument("--attack-at", type=float, default=0.0, metavar="S", help="when it begins, in seconds")
+    group.add_argument(
+        "--attack-at", type=float, default=0.0, metavar="S", help="second at which the attack begins"
+    )
 
 
 def workload_from(args: argparse.Namespace, seed: int) -> Workload:

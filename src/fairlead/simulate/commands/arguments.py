@@ -19,34 +19,51 @@ def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fleet")
     add = group.add_argument
     shown = " (default: %(default)s)"
-    add("--workers", type=int, default=default.workers, help="engines" + shown)
+    add("--workers", type=int, default=default.workers, help="number of engines" + shown)
     add(
         "--engine",
         default=default.engine,
         metavar="PROFILE",
         help=f"model and GPU: {', '.join(PROFILES)}, or a file of `fairlead profile fit`" + shown,
     )
-    add("--kv-tokens", type=int, default=0, help="KV pool of each engine (default: the profile's)")
-    add("--max-num-seqs", type=int, default=0, help="requests in a batch (default: the profile's)")
-    add("--max-num-batched-tokens", type=int, default=0, help="tokens in a step (default: the profile's)")
+    add("--kv-tokens", type=int, default=0, help="tokens of each engine's KV pool (default: the profile's)")
+    add("--max-num-seqs", type=int, default=0, help="most sequences in a batch (default: the profile's)")
+    add(
+        "--max-num-batched-tokens", type=int, default=0, help="most tokens in a step (default: the profile's)"
+    )
     add("--max-model-len", type=int, default=0, help="context length (default: the profile's)")
     add(
         "--topology",
         choices=(GATEWAY, ENGINE),
         default=default.topology,
-        help="who holds the queue: the gateway, sending as workers have capacity, or each engine" + shown,
+        help="where requests wait: in the gateway, until a worker has capacity, or in the engines" + shown,
     )
-    add("--hop-ms", type=float, default=default.hop_us / 1e3, help="from gateway to engine, and back" + shown)
+    add(
+        "--hop-ms",
+        type=float,
+        default=default.hop_us / 1e3,
+        help="milliseconds from gateway to engine, and back" + shown,
+    )
     add("--exact-cache", action="store_true", help="the gateway follows the engines' KV-cache events")
-    add("--sync-scheduling", action="store_true", help="engines schedule a step after the one before it")
+    add("--sync-scheduling", action="store_true", help="engines schedule a step when the last one has ended")
     group = parser.add_argument_group("trouble")
     add = group.add_argument
-    add("--stale", type=float, default=0.0, metavar="S", help="the gateway hears of engines so much later")
     add(
-        "--queue-timeout", type=float, default=0.0, metavar="S", help="longest wait in a queue (default: any)"
+        "--stale",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="seconds by which the gateway hears of engines late",
     )
-    add("--max-queued", type=int, default=0, help="most requests that wait (default: any number)")
-    add("--client-timeout", type=float, default=0.0, metavar="S", help="clients hang up after so long")
+    add(
+        "--queue-timeout",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="longest wait in a queue (default: no limit)",
+    )
+    add("--max-queued", type=int, default=0, help="most requests that may wait (default: no limit)")
+    add("--client-timeout", type=float, default=0.0, metavar="S", help="seconds after which clients hang up")
     add("--cancel-share", type=float, default=0.0, help="share of requests whose client hangs up early")
     add(
         "--fault",
@@ -57,9 +74,21 @@ def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("simulation")
     add = group.add_argument
-    add("--until", type=float, default=0.0, metavar="S", help="stop then (default: when all is done)")
-    add("--interval", type=float, default=default.interval_us / 1e6, metavar="S", help="of series" + shown)
-    add("--step-by-step", action="store_true", help="no closed form: the same results, slower")
+    add(
+        "--until",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="end of the simulation (default: when all is done)",
+    )
+    add(
+        "--interval",
+        type=float,
+        default=default.interval_us / 1e6,
+        metavar="S",
+        help="interval of time series" + shown,
+    )
+    add("--step-by-step", action="store_true", help="simulate each step: the same results, slower")
 
 
 def settings_from(args: argparse.Namespace, **more: Any) -> Settings:

@@ -46,16 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pairs",
         default="",
         metavar="ORDER+POLICY,...",
-        help=f"what to compare, the first being the baseline (default: {DEFAULT_PAIRS})",
+        help=f"pairs to compare; the first is the baseline (default: {DEFAULT_PAIRS})",
     )
     add(
         "--policies",
         default="",
         metavar="POLICY,...",
-        help="instead of --pairs, with --orders: every combination. Which worker:"
+        help="instead of --pairs, with --orders: every combination of routing policies:"
         f" {', '.join(POLICIES.names())}; with parameters as in linear:load=2,prefix=1,lmetric",
     )
-    add("--orders", default="", metavar="POLICY,...", help=f"who goes next: {', '.join(ORDERINGS.names())}")
+    add(
+        "--orders",
+        default="",
+        metavar="POLICY,...",
+        help=f"ordering policies: {', '.join(ORDERINGS.names())}",
+    )
     add("--baseline", default="", metavar="PAIR", help="compare with this pair, such as dlpm+d2lpm")
     add(
         "--loads",

@@ -38,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         default=default.policy,
         metavar="POLICY",
-        help=f"which worker: {', '.join(POLICIES.names())} (default: %(default)s)",
+        help=f"routing policy: {', '.join(POLICIES.names())} (default: %(default)s)",
     )
     add(
         "--order",
         default=default.order,
         metavar="POLICY",
-        help=f"who goes next: {', '.join(ORDERINGS.names())} (default: %(default)s)",
+        help=f"ordering policy: {', '.join(ORDERINGS.names())} (default: %(default)s)",
     )
     add(
         "--load",
@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="space arrivals so that this share of the measured maximum arrives; 0 takes them as they are"
         f" (default: {GENERATOR_LOAD:g} for generators, 0 for traces)",
     )
-    add("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
+    add("--seed", type=int, default=1, help="seed of everything random (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the result, for `fairlead report`")
-    add("--no-cache", action="store_true", help="measure the maximum load again")
+    add("--no-cache", action="store_true", help="measure the maximum load again, instead of reading it")
     add_workload_arguments(parser)
     add_fleet_arguments(parser)
 

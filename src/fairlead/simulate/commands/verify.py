@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Replay a decision log (fairlead serve --decision-log FILE) through the same core and compare every"
         " decision and its reasons. Exit code 0: identical; 1: different; 2: the log cannot be replayed."
     )
-    parser.add_argument(
-        "log", type=Path, metavar="LOG", help="any file of it; those it was rotated to are found"
-    )
+    parser.add_argument("log", type=Path, metavar="LOG", help="any file of the log; rotated ones are found")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
