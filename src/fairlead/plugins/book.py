@@ -20,7 +20,7 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from fairlead.core.model import BlockKey, ClientId, Request
-from fairlead.core.ordering.base import Matched, Ordering, Waiting
+from fairlead.core.ordering.base import Matched, Ordering, QueuedRequest
 from fairlead.core.outside import MOST_TOKENS, MOST_US, whole
 from fairlead.plugins.figures import ClientFigures, Figures
 
@@ -33,7 +33,7 @@ class Entry:
 
     __slots__ = ("charged", "client", "computed", "figures", "item", "paid", "queued", "state")
 
-    def __init__(self, item: Waiting, figures: ClientFigures) -> None:
+    def __init__(self, item: QueuedRequest, figures: ClientFigures) -> None:
         self.item = item
         self.client: ClientId = item.client
         self.figures = figures
@@ -82,14 +82,14 @@ class Book:
         prompt_tokens = self._checked("prompt tokens of a request", prompt_tokens, MOST_TOKENS, guess)
         now_us = self._checked("time of arrival in us", now_us, MOST_US, 0)
         request = Request(self._arrivals, client, prompt_tokens, keys, block_tokens, arrived_us=now_us)
-        item = Waiting(request, self._arrivals)
+        item = QueuedRequest(request, self._arrivals)
         self._arrivals += 1
         entry = self.entries[name] = Entry(item, self.figures.of(client))
         entry.figures.waiting += 1
         self._push(entry)
         return entry
 
-    def head(self) -> Waiting | None:
+    def head(self) -> QueuedRequest | None:
         """Return who goes next, without taking it out; None if the queue is empty."""
         queue = self._queue
         while True:
@@ -231,7 +231,7 @@ class Book:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         return iter(self._queue)
 
 
