@@ -1,10 +1,10 @@
-"""What happens in an engine, told to an ordering policy. Knows no engine and decides nothing.
+"""Tells an ordering policy what happens in an engine. Knows no engine and decides nothing.
 
 The engine's hooks say that a request arrived, was taken out of the queue, put back, admitted, preempted, or
-ended, and which blocks entered the cache. Whoever goes next is the policy's answer.
+ended, and which blocks entered the cache. The policy says which request goes next.
 
-Of the blocks that leave the cache nobody has to tell. Eviction only ever makes a match shorter, so the
-requests that look too good come up first; there their match is looked up and put right.
+The engine does not have to report evictions. An eviction only makes matches shorter. So a request whose match
+became shorter unseen comes up too early, never too late; then its match is looked up again and corrected.
 
 Charging, in tokens of prompt work: a request is charged what it has to compute when it is admitted. One that
 was preempted had ``computed`` tokens in KV; when it is resumed with ``cached`` of them left, it is charged
@@ -117,8 +117,8 @@ class Book:
     def stored(self, keys: Sequence[BlockKey]) -> None:
         """Say which blocks entered the cache: all of them.
 
-        The first of a run is not enough. A request whose match was evicted up to somewhere before it still
-        waits for the block behind its old end.
+        The first block of a run is not enough here. Evictions are not reported, so a request may still wait
+        for the block behind its old match although some blocks before that are gone.
         """
         self._queue.cache_stored(keys)
 

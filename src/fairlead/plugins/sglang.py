@@ -1,17 +1,17 @@
 """Fair turns in SGLang, as a plugin of its own kind (entry-point group ``sglang.srt.plugins``).
 
 ``SGLANG_PLUGINS=fairlead python -m sglang.launch_server --schedule-policy lpm ...`` with this package
-installed beside SGLang. SGLang goes on to schedule: batches, chunks, memory and retraction are its own.
-What is exchanged is the order of its waiting queue, which the core's ordering policy is asked for.
+installed beside SGLang. SGLang still schedules: batches, chunks, memory and retraction are its own. Only the
+order of its waiting queue is replaced, by that of the core's ordering policy.
 
 ``FAIRLEAD_PLUGIN_ORDER`` names another policy than ``dlpm``; see ``fairlead.plugins.settings`` for the rest.
 
 What is hooked, and why:
 
-- ``SchedulePolicy.calc_priority``: a pass over the queue begins. Who came, went or was retracted since the
-  last one shows in the queue itself; who goes next is put in front.
-- ``PrefillAdder.add_one_req``: a request was admitted, or not. If it was, it is charged, and who goes next
-  now is put right behind it: the scheduler walks its list by index, so that is whom it meets.
+- ``SchedulePolicy.calc_priority``: a pass over the queue begins. The queue itself shows which requests came,
+  went or were retracted since the last pass. The request that goes next is put in front.
+- ``PrefillAdder.add_one_req``: a request was admitted, or not. If it was, it is charged, and the request that
+  goes next is put right behind it. The scheduler walks its list by index, so it comes to that one next.
 - ``Scheduler.can_schedule_lora_req``: a request is passed over. It keeps its place for the next pass.
 - ``PrefillAdder.add_chunked_req``: how far a long prompt has been computed.
 - ``Scheduler.process_batch_result``: output tokens, and requests that ended.
@@ -20,8 +20,8 @@ What is hooked, and why:
 - ``Scheduler.init_schedule_policy`` and ``Scheduler.run_event_loop``: all of the above is in place, or the
   server ends. SGLang itself only logs that a hook could not be applied, and goes on in its own order.
 
-Every tensor-parallel rank runs this, and all must decide the same. So nothing here depends on clocks or on
-Python's string hashes: time is counted in passes.
+Every tensor-parallel rank runs this, and all ranks must decide the same. So nothing here depends on clocks or
+on Python's string hashes: time is counted in passes.
 """
 
 import inspect
@@ -75,7 +75,7 @@ _log = logging.getLogger("sglang.fairlead")
 
 
 class UnsupportedError(RuntimeError):
-    """This SGLang, or what it was told, does not go with the plugin. The message says what and what to do."""
+    """The plugin does not support this SGLang or its options. The message says which, and what to do."""
 
 
 def _seed(extra_key: object, cache_salt: object) -> int:
@@ -158,9 +158,9 @@ class Turns:
         self._by_number: dict[int, Known] = {}
         """Requests that never ran, by the core's number."""
         self._aside: list[Known] = []
-        """Out of the policy's queue until the next pass: passed over by the scheduler, or by ``_shares``."""
+        """Not in the policy's queue until the next pass: the scheduler or ``_shares`` passed them over."""
         self._shared: list[Known] = []
-        """Of those, whom there is nothing against but that it is better to wait; they go last."""
+        """Those of them that ``_shares`` passed over. They may run in this pass, after all others."""
         self._stored: list[BlockKey] = []
         self._queue: list[Any] = []
         """The scheduler's list, in the present pass."""
@@ -259,7 +259,7 @@ class Turns:
         self.known[id(req)] = self._by_number[entry.item.rid] = Known(req, entry)
 
     def _place(self, at: int) -> None:
-        """Put who goes next at index ``at`` of the queue; leave it as it is if nobody may."""
+        """Put the request that goes next at index ``at`` of the queue, if there is one."""
         if self._stored:
             self.book.stored(self._stored)
             self._stored.clear()
@@ -305,7 +305,7 @@ class Turns:
         self._aside.append(known)
 
     def _reached(self, req: Any) -> None:
-        """Note that the scheduler is at ``req``. Whom it passed over without a word is put aside."""
+        """Note that the scheduler is at ``req``. Requests that it passed over silently are put aside."""
         at = self._queue.index(req, self._at)
         for passed in self._queue[self._at : at]:
             self._leave_out(self.known[id(passed)])
@@ -539,7 +539,7 @@ def check_version() -> None:
         )
     if version not in TESTED:
         _log.warning(
-            "fairlead: SGLang %s was not tested, only %s; all that is hooked is there",
+            "fairlead: SGLang %s was not tested, only %s; everything that the plugin hooks is there",
             *(version, " and ".join(TESTED)),
         )
 
@@ -576,7 +576,7 @@ def _not_applied(targets: Iterable[str]) -> str:
 
 
 def refuse(scheduler: Any) -> None:
-    """Raise ``UnsupportedError`` if what SGLang was told does not go with the plugin."""
+    """Raise ``UnsupportedError`` if SGLang was started with an option that the plugin does not support."""
     if scheduler.schedule_policy != "lpm":
         raise UnsupportedError(
             f"--schedule-policy {scheduler.schedule_policy}: set it to lpm for this plugin"
@@ -593,4 +593,4 @@ def refuse(scheduler: Any) -> None:
         if is_on:
             raise UnsupportedError(f"{what}: not supported by this plugin, since nobody has tried it")
     if getattr(scheduler.tree_cache, "disable", True):
-        _log.warning("fairlead: the radix cache is off, so that the order is fair but knows no locality")
+        _log.warning("fairlead: the radix cache is off: the order is fair, but cannot favour cached prompts")

@@ -1,8 +1,8 @@
-"""Fair schedulers for vLLM. To be imported by vLLM alone.
+"""Fair schedulers for vLLM. Only vLLM imports this module.
 
 ``vllm serve MODEL --scheduler-cls fairlead.plugins.vllm.DLPMScheduler`` with this package installed beside
-vLLM. vLLM goes on to schedule: batches, chunks, blocks and preemption are its own. What is exchanged is its
-waiting queue, which asks the core's ordering policy who goes next.
+vLLM. vLLM still schedules: batches, chunks, blocks and preemption are its own. Only its waiting queue is
+replaced, by one that asks the core's ordering policy who goes next.
 
 ``FAIRLEAD_PLUGIN_ORDER`` names another policy than ``dlpm``; see ``fairlead.plugins.settings`` for the rest.
 
@@ -11,10 +11,10 @@ What is hooked, and why:
 - ``waiting`` is a queue that answers ``peek_request`` by the policy. A preempted request goes first, as in
   vLLM. vLLM stops at the first request that has no room.
 - vLLM pops a request to admit it, and also to skip it for this step (a grammar that is not compiled yet, a
-  LoRA adapter without a slot). Which of the two it was shows when it touches the queue again, or when the
-  step is scheduled: then who runs is charged, what vLLM found cached deducted.
-- ``BlockPool.cache_full_blocks`` tells of blocks that enter the prefix cache. Evictions need no hook.
-- ``_preempt_request`` and ``finish_requests`` tell how much of a request had been computed.
+  LoRA adapter without a slot). Which of the two it was is known when vLLM uses the queue again, or when the
+  step is scheduled. A request that runs is then charged its prompt, less what vLLM found cached.
+- ``BlockPool.cache_full_blocks`` reports blocks that enter the prefix cache. Evictions need no hook.
+- ``_preempt_request`` and ``finish_requests`` say how much of a request had been computed.
 """
 
 import inspect
@@ -53,7 +53,7 @@ _log = logging.getLogger("vllm.fairlead")
 
 
 class UnsupportedError(RuntimeError):
-    """This vLLM, or what it was told, does not go with the plugin. The message says what and what to do."""
+    """The plugin does not support this vLLM or its options. The message says which, and what to do."""
 
 
 class BlockHashes(LazyKeys):
@@ -83,10 +83,10 @@ class BlockHashes(LazyKeys):
 
 
 class PrefixCache:
-    """What vLLM's prefix cache holds, looked up without touching references or statistics.
+    """Looks up what vLLM's prefix cache holds, without changing reference counts or statistics.
 
-    Of a model with several kinds of attention it is the blocks of full attention: the other kinds can make
-    the hit shorter, which vLLM finds out when the request is admitted.
+    For a model with several kinds of attention it looks at the blocks of full attention. The other kinds can
+    make the hit shorter; vLLM finds that out when it admits the request.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -116,8 +116,8 @@ class PrefixCache:
     def matched(self, keys: Sequence[BlockKey]) -> int:
         """Return how many leading blocks of a prompt are cached.
 
-        A cached block's parents are cached too. So the end is found by bisection, which starts where it was
-        found last and doubles its stride: two look-ups if nothing has changed.
+        If a block is cached, those before it are too. So bisection finds the end of the match. It starts at
+        the last known end and doubles its stride: two look-ups if nothing has changed.
         """
         if not isinstance(keys, BlockHashes):
             raise TypeError(f"keys of this cache are needed, not {type(keys).__name__}")
@@ -279,7 +279,7 @@ class FairQueue(RequestQueue):  # type: ignore[misc]
             self._preempted.remove(request)
 
     def settle(self, scheduled: Mapping[str, int] | None = None) -> None:
-        """Find out whether the request popped last runs now; if so, charge it.
+        """Find out whether the request that was popped last runs now; if so, charge it.
 
         ``scheduled`` is what the step computes of each request, once vLLM has counted that as computed.
         """
@@ -307,7 +307,7 @@ class FairQueue(RequestQueue):  # type: ignore[misc]
 
 
 class _Fair:
-    """What to put in front of a scheduler of vLLM's."""
+    """Goes in front of one of vLLM's schedulers as a base class, and makes it fair."""
 
     waiting: Any
     requests: dict[str, Any]
@@ -338,7 +338,7 @@ class _Fair:
         _log.info("fairlead: requests are ordered by %s", settings.order)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        """Schedule a step as vLLM does, and charge whom it admits."""
+        """Schedule a step as vLLM does, and charge the requests that it admits."""
         now = time.monotonic()
         if now >= self._next_tick:
             self._next_tick = now + TICK_S
@@ -354,7 +354,7 @@ class _Fair:
         return output
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take in a step's tokens as vLLM does, and charge them."""
+        """Process a step's tokens as vLLM does, and charge them."""
         found = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
         entries, requests = self.book.entries, self.requests
         tokens: dict[ClientId, int] = {}
@@ -480,7 +480,7 @@ def refuse(config: Any) -> None:
         )
     if not vllm_version.startswith(tuple(f"{version}." for version in TESTED)):
         _log.warning(
-            "fairlead: vLLM %s was not tested, only %s; all that is hooked is there",
+            "fairlead: vLLM %s was not tested, only %s; everything that the plugin hooks is there",
             *(vllm_version, " and ".join(TESTED)),
         )
     policy = config.scheduler_config.policy
@@ -496,12 +496,12 @@ def refuse(config: Any) -> None:
 
 
 def check_cache(config: Any, cache: PrefixCache, *, needed: bool) -> None:
-    """Warn if a policy goes by the prefix cache and there is none to go by; raise if it cannot be read."""
+    """Warn if a policy uses the prefix cache and it is off; raise if it cannot be read."""
     if not needed or cache.usable:
         return
     if config.cache_config.enable_prefix_caching:
         raise UnsupportedError(
-            "this model has no layer of full attention, so that a match says nothing of what can be reused:"
-            " set FAIRLEAD_PLUGIN_ORDER to vtc or fcfs"
+            "this model has no layer of full attention, so a match does not say what can be reused: set"
+            " FAIRLEAD_PLUGIN_ORDER to vtc or fcfs"
         )
-    _log.warning("fairlead: prefix caching is off, so that the order is fair but knows no locality")
+    _log.warning("fairlead: prefix caching is off: the order is fair, but cannot favour cached prompts")
