@@ -124,7 +124,7 @@ def test_events_predict_every_hit_exactly_while_blocks_are_evicted(engines: list
         client = engine.client()
         try:
             async with asyncio.timeout(30):
-                while not belief.events.exact:  # noqa: ASYNC110 - the events themselves are what is tested
+                while not belief.events.precise:  # noqa: ASYNC110 - the events themselves are what is tested
                     await asyncio.sleep(0.01)
             hits = 0
             for number in range(150):
@@ -151,7 +151,7 @@ def test_events_predict_every_hit_exactly_while_blocks_are_evicted(engines: list
             assert hits > 10_000
             assert belief.evicted > KV_BLOCKS, "the cache was never full"
             state = belief.events.state
-            assert (state.phase, state.gaps, state.orphans, state.foreign) == ("exact", 0, 0, 0)
+            assert (state.phase, state.gaps, state.orphans, state.foreign) == ("precise", 0, 0, 0)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

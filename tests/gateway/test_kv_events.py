@@ -31,8 +31,9 @@ class Listener:
 
     def __init__(self, source: KvSource, **options: Any) -> None:
         self.held: set[int] = set()
-        self.exact = False
+        self.precise = False
         self.states: list[KvState] = []
+        self.ignored: list[object] = []
         self.events = KvEvents(
             "w",
             source,
@@ -40,6 +41,7 @@ class Listener:
             emit=self.emit,
             now=lambda: 7,
             on_state=self.states.append,
+            ignore=lambda figure, said: self.ignored.append(said),
             pause_s=(0.01, 0.05),
             replay_timeout_s=options.pop("replay_timeout_s", 2.0),
             **options,
@@ -50,18 +52,18 @@ class Listener:
         match event:
             case CacheCleared():
                 self.held.clear()
-                self.exact = event.precise
+                self.precise = event.precise
             case CacheStored():
-                assert self.exact, "the dispatcher refuses blocks of a worker that is not exact"
+                assert self.precise, "the dispatcher refuses blocks of a worker that is not precise"
                 assert event.parent is None or event.parent in self.held
                 self.held.update(event.keys)
             case CacheEvicted():
-                assert self.exact
+                assert self.precise
                 assert self.held.issuperset(event.keys)
                 self.held.difference_update(event.keys)
 
     def knows(self, *numbers: int) -> bool:
-        return self.exact and self.held == {key for number in numbers for key in keys(number)}
+        return self.precise and self.held == {key for number in numbers for key in keys(number)}
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -124,7 +126,7 @@ def test_an_idle_engine_is_exact_and_empty() -> None:
     async def scene(stage: Stage) -> None:
         listener = stage.listen()
         await until(listener.knows)
-        assert listener.events.state.phase == "exact"
+        assert listener.events.state.phase == "precise"
 
     play(scene)
 
@@ -157,7 +159,7 @@ def test_a_gap_is_filled_by_a_replay_and_nothing_is_forgotten() -> None:
         await stage.engine.publish(stored([4], tokens(4)))
         await until(lambda: listener.knows(2, 3, 4))
         assert listener.events.state.gaps == 1
-        assert [state.phase for state in listener.states if state.phase != "exact"] == ["connecting"]
+        assert [state.phase for state in listener.states if state.phase != "precise"] == ["connecting"]
 
     play(scene)
 
@@ -173,7 +175,7 @@ def test_a_gap_that_no_replay_reaches_is_admitted_until_nothing_unknown_is_used(
             await stage.engine.publish(stored([number], tokens(number)), lose=True)
         await stage.engine.publish(stored([6], tokens(6), parent=3))
         await until(lambda: listener.events.state.phase == "partial")
-        assert not listener.exact
+        assert not listener.precise
         assert listener.held == set()
         assert listener.events.state.orphans == 1
         await stage.engine.publish(stored([7], tokens(7)))
@@ -189,7 +191,7 @@ def test_joining_late_is_partial_until_the_engine_clears_its_cache() -> None:
             await stage.engine.publish(stored([number], tokens(number)))
         listener = stage.listen()
         await until(lambda: listener.events.state.phase == "partial")
-        assert not listener.exact
+        assert not listener.precise
         await stage.engine.publish(CLEARED, stored([4], tokens(4)))
         await until(lambda: listener.knows(4))
 
@@ -206,7 +208,7 @@ def test_without_a_replay_socket_only_the_start_or_a_clear_makes_it_exact() -> N
         await stage.engine.publish(stored([2], tokens(2)), lose=True)
         await stage.engine.publish(stored([3], tokens(3)))
         await until(lambda: listener.events.state.phase == "partial")
-        assert not listener.exact
+        assert not listener.precise
         await stage.engine.publish(CLEARED)
         await until(listener.knows)
 
@@ -236,7 +238,7 @@ def test_a_silent_replay_socket_means_speculation_and_then_another_try() -> None
         await stage.engine.publish(stored([1], tokens(1)))
         listener = stage.listen(replay_timeout_s=0.05)
         await until(lambda: any("no answer" in state.reason for state in listener.states))
-        assert not listener.exact
+        assert not listener.precise
         stage.engine.mute_replay = False
         await until(lambda: listener.knows(1))
 
@@ -268,8 +270,9 @@ def test_garbage_ends_what_is_known_with_its_reason() -> None:
         await until(lambda: listener.knows(1))
         await stage.engine.send_raw(b"\xc1")
         await until(lambda: listener.events.state.phase == "lost")
-        assert not listener.exact
+        assert not listener.precise
         assert "msgpack" in listener.events.state.reason
+        assert any("msgpack" in str(said) for said in listener.ignored)
         assert stage.engine.buffer.pop()[1] == b"\xc1"
         await until(lambda: listener.knows(1))
 
@@ -282,6 +285,47 @@ def test_blocks_that_ours_do_not_divide_are_refused_with_the_sizes() -> None:
         listener = stage.listen()
         await until(lambda: listener.events.state.phase == "lost")
         assert "17 tokens, which is no multiple of 16" in listener.events.state.reason
+
+    play(scene)
+
+
+def test_a_batch_without_end_is_not_taken_in() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.engine.publish(stored([1], tokens(1)))
+        listener = stage.listen()
+        await until(lambda: listener.knows(1))
+        await stage.engine.send_raw(b"x" * 3_000_000)
+        await until(lambda: "broke off" in " ".join(state.reason for state in listener.states))
+        stage.engine.buffer.pop()
+        await until(lambda: listener.knows(1))
+
+    play(scene)
+
+
+def test_a_replay_whose_numbers_do_not_grow_is_left() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.engine.publish(stored([1], tokens(1)))
+        stage.engine.buffer.append(stage.engine.buffer[0])
+        listener = stage.listen()
+        await until(lambda: "0 came after 0" in listener.events.state.reason)
+        assert not listener.precise
+        stage.engine.buffer.pop()
+        await until(lambda: listener.knows(1))
+
+    play(scene)
+
+
+def test_a_fault_of_ours_ends_what_is_believed_and_not_the_following() -> None:
+    async def scene(stage: Stage) -> None:
+        listener = stage.listen()
+        await until(listener.knows)
+        told = listener.events._emit
+        listener.events._emit = lambda event: 1 / 0 if isinstance(event, CacheStored) else told(event)
+        await stage.engine.publish(stored([1], tokens(1)))
+        await until(lambda: "a fault of ours" in " ".join(state.reason for state in listener.states))
+        assert not listener.precise
+        listener.events._emit = told
+        await until(lambda: listener.knows(1))
 
     play(scene)
 
@@ -306,7 +350,7 @@ def test_an_address_where_nobody_is_stays_speculative_and_says_so() -> None:
         listener = stage.listen()
         await until(lambda: str(port) in listener.events.state.reason)
         assert listener.events.state.phase == "connecting"
-        assert not listener.exact
+        assert not listener.precise
 
     play(scene)
 
@@ -325,8 +369,15 @@ def test_an_engines_answer_gives_addresses_that_can_be_reached() -> None:
     source = source_from(body, "http://engine-7:8000")
     assert source == KvSource("tcp://engine-7:5557", "tcp://engine-7:5558", "kv@w1")
     assert source_from(body, "http://[::1]:8000").endpoint == "tcp://[::1]:5557"
+    assert source_from(body, "http://[::1]:8000").replay == "tcp://[::1]:5558"
     plain = json.dumps({"0": SOURCE | {"replay_endpoint": None, "topic": None}}).encode()
     assert source_from(plain, "http://e") == KvSource("tcp://e:5557", "", "")
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "metadata.internal", "[::ffff:7f00:1]", "user@10.0.0.7", ""])
+def test_an_engine_cannot_send_us_to_another_machine(host: str) -> None:
+    body = json.dumps({"0": SOURCE | {"endpoint": f"tcp://{host}:5557"}}).encode()
+    assert source_from(body, "http://engine-7:8000").endpoint == "tcp://engine-7:5557"
 
 
 @pytest.mark.parametrize(
@@ -338,6 +389,28 @@ def test_an_engines_answer_gives_addresses_that_can_be_reached() -> None:
         (json.dumps({"0": SOURCE, "1": SOURCE}), "2 publishers"),
         (json.dumps({"0": SOURCE | {"publisher": "null"}}), "are off"),
         (json.dumps({"0": SOURCE | {"endpoint": None}}), "no endpoint"),
+        *(
+            (json.dumps({"0": SOURCE | {name: endpoint}}), "not tcp://HOST:PORT")
+            for name in ("endpoint", "replay_endpoint")
+            for endpoint in (
+                "ipc:///run/secret.sock",
+                "inproc://x",
+                "tcp://a",
+                "tcp://a:0",
+                "tcp://a:65536",
+                "tcp://a:5557;x",
+                "tcp://a:99999999999",
+                "tcp://a:\u0665",
+                "tcp://a/b:5557",
+                "udp://a:5557",
+                5557,
+                ["tcp://a:5557"],
+            )
+        ),
+        (json.dumps({"0": SOURCE | {"topic": "x" * 1000}}), "topic"),
+        (json.dumps({"0": SOURCE | {"topic": 7}}), "topic"),
+        ("[" * 100_000, "not JSON"),
+        ('{"0": 1e999}', "not JSON"),
     ],
 )
 def test_an_answer_that_cannot_be_used_says_why(answer: str, reason: str) -> None:

@@ -1,5 +1,6 @@
 """An engine's blocks under our keys: exactly those that prompts would have, never one too many."""
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.core.keys import blake2b_digest, seed_key, token_keys
+from fairlead.core.prefix import PrefixIndex
 from fairlead.gateway.kv_view import Forgot, Gained, IncompatibleError, KvView, Lost
-from fairlead.gateway.kv_wire import decode_batch
+from fairlead.gateway.kv_wire import WireError, decode_batch
 from tests.gateway.kv_fakes import CLEARED, removed, stored
 from tests.gateway.test_kv_wire import batch
 
@@ -169,3 +171,56 @@ def test_any_history_leaves_exactly_the_blocks_that_are_left(history: list[tuple
             tell(removed([hash(leaf)]))
     expected = {prompt_keys([t for t in block for _ in range(BLOCK)])[-1] for block in copies}
     assert told == held(one) == expected
+
+
+def test_the_cap_counts_our_blocks_however_large_an_engine_block_is() -> None:
+    one = view(max_blocks=10)
+    for number in range(20):
+        feed(one, stored([number], range(number * 100, number * 100 + 6 * BLOCK)))
+    assert len(one) == 1
+    assert len(held(one)) == 6
+    feed(one, stored([77], range(50 * BLOCK)))
+    assert (len(one), held(one)) == (0, set())
+    feed(one, *(stored([n], range(4), extra_keys=[["image"]]) for n in range(100, 130)))
+    assert len(one) == 10, "foreign blocks count too"
+
+
+NUMBERS = st.sampled_from([0, 1, 2, 3, -1, 2**32, 2**63, -(2**63)])
+NAMES = st.one_of(NUMBERS, st.sampled_from([b"", b"a", b"x" * 64]))
+ODD_STORED = st.builds(
+    stored,
+    st.lists(NAMES, max_size=4),
+    st.lists(
+        st.one_of(NUMBERS, st.booleans(), st.none(), st.floats(), st.tuples(NUMBERS, NUMBERS)), max_size=16
+    )
+    | st.sampled_from([list(range(4)), list(range(8)), list(range(16))]),
+    st.none() | NAMES,
+    block_size=st.sampled_from([1, BLOCK, 2 * BLOCK, 2**20]),
+    extra_keys=st.none()
+    | st.lists(st.none() | st.lists(st.sampled_from(["a", "", 1, None]), max_size=2), max_size=4),
+    lora_id=st.none() | NUMBERS,
+    lora_name=st.sampled_from([None, "", "a", "x" * 10_000]),
+    group_idx=st.sampled_from([None, 0, 1, -1]),
+)
+ODD_EVENTS = st.one_of(
+    ODD_STORED, ODD_STORED, st.builds(removed, st.lists(NAMES, max_size=4)), st.just(CLEARED)
+)
+
+
+@given(st.lists(ODD_EVENTS, max_size=30))
+def test_whatever_an_engine_says_of_its_blocks_our_books_of_them_hold(events: list[Any]) -> None:
+    """Parents that nobody stored, names stored twice with other tokens, numbers out of all ranges."""
+    one, index = view(max_blocks=6), PrefixIndex()
+    index.add(0, 6, precise=True)
+    for event in events:
+        with suppress(IncompatibleError, WireError):
+            for change in feed(one, event):
+                if isinstance(change, Gained):
+                    index.stored(0, change.keys, change.parent)
+                elif isinstance(change, Lost):
+                    index.evicted(0, change.keys)
+                else:
+                    index.clear(0, precise=True)
+        index.check()
+        assert len(held(one)) <= 6
+        assert len(one) <= 6

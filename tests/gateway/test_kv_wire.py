@@ -46,6 +46,8 @@ def test_what_is_unknown_is_skipped() -> None:
     + [stored([1], range(16)) | {name: value} for name, value in [
         ("token_ids", None), ("block_size", 0), ("block_size", "16"), ("block_hashes", 1),
         ("parent_block_hash", 1.5), ("extra_keys", 3), ("extra_keys", [3]), ("lora_name", 1), ("medium", []),
+        ("block_size", -16), ("block_size", 10**9), ("block_size", 1.5), ("block_hashes", [b"x" * 65]),
+        ("parent_block_hash", b"x" * 1000), ("group_idx", "0"),
     ]],
 )  # fmt: skip
 def test_a_malformed_event_is_an_error(event: Any) -> None:

@@ -87,4 +87,5 @@ def kv_follower(
         emit=emit,
         now=now_us,
         on_state=lambda state: log.info("KV cache of %s: %s (%s)", worker.id, state.phase, state.reason),
+        ignore=worker.ignore,
     )

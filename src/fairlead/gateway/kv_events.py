@@ -8,12 +8,12 @@ For each worker that offers events the gateway makes one ``KvEvents`` and runs i
 ``emit`` is called, from the event loop and in order, with ``CacheCleared``, ``CacheStored`` and
 ``CacheEvicted`` of that worker. Each change of what is known begins with a ``CacheCleared``:
 
-- ``exact=True``: from here on events tell everything; the whole cache follows as ``CacheStored``.
-- ``exact=False``: events are lost, incomplete or cannot be used; what was sent is the best guess.
+- ``precise=True``: from here on events tell everything; the whole cache follows as ``CacheStored``.
+- ``precise=False``: events are lost, incomplete or cannot be used; what was sent is the best guess.
 
-So a worker is added with ``WorkerUp(precise=False)`` and becomes exact by itself. After a
+So a worker is added with ``WorkerUp(precise=False)`` and becomes precise by itself. After a
 ``WorkerDown`` that made the dispatcher forget a cache which the engine may still have, and on any
-other change of ``exact`` behind our back, call ``resync()``. ``on_state`` hears each transition
+other change of ``precise`` behind our back, call ``resync()``. ``on_state`` hears each transition
 with its reason, and ``state`` is a snapshot for metrics.
 
 How knowledge is kept true:
@@ -23,34 +23,44 @@ How knowledge is kept true:
   restarted and everything is read again from its first batch.
 - Where a replay cannot reach back far enough, what the engine cached before is unknown. Its blocks
   show when others continue them; while they do, the state is ``partial`` and the speculative index
-  is used. It is exact again once the engine clears its cache or nothing has continued an unknown
+  is used. It is precise again once the engine clears its cache or nothing has continued an unknown
   block for ``settle_blocks`` blocks.
 - A lost connection or an undecodable message ends what is known at once. We connect anew, after
   a pause that grows while that keeps happening.
 """
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from hashlib import blake2b
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
+from fairlead.core import outside
 from fairlead.core.events import CacheCleared, CacheEvicted, CacheStored
 from fairlead.core.keys import Digest, blake2b_digest
 from fairlead.core.model import WorkerId
 from fairlead.gateway.key_secret import NO_SECRET, KeySecret
 from fairlead.gateway.kv_view import Change, Forgot, Gained, IncompatibleError, KvView, Lost
 from fairlead.gateway.kv_wire import WireError, decode_batch, decode_message
+from fairlead.http.address import parse_address
 
 CacheEvent = CacheCleared | CacheStored | CacheEvicted
 
+log = logging.getLogger("fairlead.workers")
+
 _SLICE = 16  # batches, or chains, after which other tasks get their turn
+_SLICE_BYTES = 2**17  # likewise
+_MOST_BYTES = 2**21  # of a batch; one of 130,000 tokens has half of that
+_MOST_BATCHES = 1_000  # that wait for us; more are lost, and replayed
+_MOST_TOPIC = 256
+_ENDPOINT = re.compile(r"tcp://[^/]*:(\d{1,5})", re.ASCII)
 _IDLE_MS = 500
 _HEARTBEAT_MS = 5_000
 _SILENCE_MS = 15_000  # a peer that answers no heartbeat for this long is gone
@@ -80,7 +90,7 @@ class KvState(NamedTuple):
     """What is known about one worker's cache, for metrics and people."""
 
     phase: str
-    """``connecting``, ``exact``, ``partial`` or ``lost``; only ``exact`` is not guessed."""
+    """``connecting``, ``precise``, ``partial`` or ``lost``; only ``precise`` is not guessed."""
     reason: str
     sequence: int
     """Of the last batch taken in; -1 before the first."""
@@ -115,13 +125,15 @@ class _Link(NamedTuple):
 
 
 def source_from(body: bytes, worker_url: str) -> KvSource:
-    """Read the answer of an engine's ``GET /kv_event_sources``; addresses are made reachable from here.
+    """Read the answer of an engine's ``GET /kv_event_sources``.
 
-    Raises ``SourceError`` if it publishes nothing, or several ranks whose caches one URL mixes.
+    The host is always the worker's own, as we know it: an engine binds addresses that are none from here,
+    and must not send us to other machines. Raises ``SourceError`` if it publishes nothing, what cannot
+    be followed, or several ranks whose caches one URL mixes.
     """
     try:
         ranks = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"not JSON: {error}") from None
     found = [rank for rank in ranks.values() if isinstance(rank, dict)] if isinstance(ranks, dict) else []
     if len(found) != 1:
@@ -129,28 +141,33 @@ def source_from(body: bytes, worker_url: str) -> KvSource:
     only: Mapping[str, Any] = found[0]
     if not only.get("enable_kv_cache_events") or only.get("publisher") != "zmq":
         raise SourceError("KV-cache events are off; see --kv-events-config of vLLM")
-    host = urlsplit(worker_url).hostname or "127.0.0.1"
-    endpoint, replay = (
-        _reachable(str(only.get(name) or ""), host) for name in ("endpoint", "replay_endpoint")
-    )
+    host = parse_address(worker_url).host
+    endpoint, replay = (_reachable(only.get(name), host) for name in ("endpoint", "replay_endpoint"))
     if not endpoint:
         raise SourceError("the engine names no endpoint")
-    return KvSource(endpoint, replay, str(only.get("topic") or ""))
+    topic = only.get("topic") or ""
+    if not isinstance(topic, str) or len(topic) > _MOST_TOPIC:
+        raise SourceError("the engine's topic is no text, or a long one")
+    return KvSource(endpoint, replay, topic)
 
 
-def _reachable(endpoint: str, host: str) -> str:
-    """Put the worker's host in place of a wildcard that the engine binds."""
-    literal = f"[{host}]" if ":" in host else host
-    for wildcard in ("//*:", "//0.0.0.0:", "//[::]:"):
-        endpoint = endpoint.replace(wildcard, f"//{literal}:")
-    return endpoint
+def _reachable(endpoint: object, host: str) -> str:
+    """Return where ``endpoint`` is on ``host``; nothing for none."""
+    if not endpoint:
+        return ""
+    found = _ENDPOINT.fullmatch(endpoint) if isinstance(endpoint, str) else None
+    port = outside.whole(int(found[1]), 65_535, 1) if found else None
+    if port is None:
+        raise SourceError("its endpoint is not tcp://HOST:PORT")
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 class KvEvents:
     """One worker's subscription; see the module's text.
 
     ``now`` gives microseconds on the clock of all events. ``pause_s`` is the first and the longest
-    pause before another connection; ``replay_timeout_s`` how long a replay may stay silent.
+    pause before another connection; ``replay_timeout_s`` how long a replay may stay silent. ``ignore`` hears
+    of messages that make no sense.
     """
 
     def __init__(
@@ -165,12 +182,14 @@ class KvEvents:
         pause_s: tuple[float, float] = (0.5, 30.0),
         replay_timeout_s: float = 10.0,
         settle_blocks: int = 2048,
+        ignore: Callable[[str, object], None] = lambda figure, said: None,  # noqa: ARG005
     ) -> None:
         self.worker = worker
         self.source = source
         self._emit = emit
         self._now = now
         self._on_state = on_state
+        self._ignore = ignore
         self._pause_s = pause_s
         self._replay_timeout_s = replay_timeout_s
         self._settle_blocks = settle_blocks
@@ -202,9 +221,9 @@ class KvEvents:
         )
 
     @property
-    def exact(self) -> bool:
+    def precise(self) -> bool:
         """Whether the worker's cache is known from events."""
-        return self._phase == "exact"
+        return self._phase == "precise"
 
     def resync(self) -> None:
         """Say everything that is known once more, within a second; nothing is said until then."""
@@ -224,8 +243,13 @@ class KvEvents:
                 except (_LostError, zmq.ZMQError) as error:
                     self._fall_back("lost", str(error))
                 except (WireError, IncompatibleError) as error:
+                    self._ignore("kv_events", str(error))
                     self._forget(whole=False)
                     self._fall_back("lost", str(error))
+                except Exception as error:  # whatever it is, what is believed of the cache must end with it
+                    log.exception("following the KV-cache events of %s failed", self.worker)
+                    self._forget(whole=False)
+                    self._fall_back("lost", f"a fault of ours: {error!r}")
                 if clock() - began > longest:
                     pause = first
                 await asyncio.sleep(pause)
@@ -237,15 +261,15 @@ class KvEvents:
 
     def _fall_back(self, phase: str, reason: str) -> None:
         """Say that the worker's cache is a guess from now on."""
-        if self.exact:
+        if self.precise:
             self._emit(CacheCleared(self._now(), self.worker, precise=False))
         self._enter(phase, reason)
 
     async def _announce(self, reason: str) -> None:
-        """Become exact, and say everything that is held."""
+        """Become precise, and say everything that is held."""
         self._resync = False
         self._emit(CacheCleared(self._now(), self.worker, precise=True))
-        self._enter("exact", reason)
+        self._enter("precise", reason)
         for count, chain in enumerate(self._view.chains(), 1):
             self._emit(CacheStored(self._now(), self.worker, chain.keys, chain.parent))
             if count % _SLICE == 0:
@@ -260,9 +284,9 @@ class KvEvents:
             self._on_state(self.state)
 
     async def _judge(self, reason: str) -> None:
-        """Become exact if what is known is all that counts; else say why it is not."""
+        """Become precise if what is known is all that counts; else say why it is not."""
         if self._whole or self._view.since_orphan >= self._settle_blocks:
-            if not self.exact:
+            if not self.precise:
                 await self._announce(reason)
         else:
             self._fall_back("partial", reason)
@@ -278,7 +302,7 @@ class KvEvents:
         self._batches += 1
         for event in decode_batch(payload):
             for change in self._view.apply(event):
-                if self.exact and not self._resync:
+                if self.precise and not self._resync:
                     self._tell(change)
                 if isinstance(change, Forgot):
                     self._whole = True
@@ -304,7 +328,8 @@ class KvEvents:
             live.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
             live.set(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
             live.set(zmq.RECONNECT_IVL_MAX, int(self._pause_s[1] * 1000))
-            live.set(zmq.RCVHWM, 100_000)
+            live.set(zmq.RCVHWM, _MOST_BATCHES)
+            live.set(zmq.MAXMSGSIZE, _MOST_BYTES)
             live.subscribe(self.source.topic)
             live.connect(self.source.endpoint)
             while (await recv_monitor_message(monitor))["event"] != zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -326,7 +351,8 @@ class KvEvents:
         looked_back = False
         while True:
             ready = dict(await poller.poll(_IDLE_MS))
-            for _ in range(_SLICE if live in ready else 0):
+            taken = 0 if live in ready else _SLICE_BYTES
+            while taken < _SLICE_BYTES:
                 frames = await _receive_now(live)
                 if frames is None:
                     break
@@ -334,6 +360,7 @@ class KvEvents:
                 if sequence <= newest:
                     raise _LostError(f"sequence number {sequence} came after {newest}")
                 newest = sequence
+                taken += _SLICE_BYTES // _SLICE + len(payload)
                 await self._live(link, sequence, payload)
             if monitor in ready:
                 raise _LostError("the connection broke off")
@@ -344,7 +371,7 @@ class KvEvents:
                 await self._catch_up(link)
             if self._phase == "partial":
                 await self._judge(self._reason)
-            elif self._resync and self.exact:
+            elif self._resync and self.precise:
                 await self._announce(self._reason)
             await asyncio.sleep(0)
 
@@ -410,9 +437,10 @@ class KvEvents:
         poller.register(ask, zmq.POLLIN)
         poller.register(link.monitor, zmq.POLLIN)
         try:
+            ask.set(zmq.MAXMSGSIZE, _MOST_BYTES)
             ask.connect(self.source.replay)
             await ask.send_multipart([b"", start.to_bytes(8, "big")])
-            count = 0
+            taken, newest = 0, -1
             while True:
                 ready = dict(await poller.poll(int(self._replay_timeout_s * 1000)))
                 if link.monitor in ready:
@@ -423,9 +451,13 @@ class KvEvents:
                 sequence, payload = decode_message(frames)
                 if sequence < 0:
                     return
+                if sequence <= newest:
+                    raise _LostError(f"in a replay, sequence number {sequence} came after {newest}")
+                newest = sequence
                 yield sequence, payload
-                count += 1
-                if count % _SLICE == 0:
+                taken += _SLICE_BYTES // _SLICE + len(payload)
+                if taken >= _SLICE_BYTES:
+                    taken = 0
                     await asyncio.sleep(0)
         finally:
             ask.close(linger=0)

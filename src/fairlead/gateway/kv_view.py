@@ -6,7 +6,7 @@ cannot be told for sure is left out: a match that the engine does not have costs
 that nobody predicted.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ class KvView:
 
     ``block_tokens`` is the size of our blocks; an engine block has to be a multiple of it. ``model``
     is the name that prompts' keys are seeded with, ``secret`` what they depend on besides. At most
-    ``max_blocks`` engine blocks are kept.
+    ``max_blocks`` of our blocks are kept; an engine block that is foreign counts as one.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class KvView:
         self._secret = secret
         self._max_blocks = max_blocks
         self._held: dict[EngineHash, _Block] = {}
+        self._size = 0
+        """Of what is held, in our blocks; a foreign block counts as one."""
         self._group: int | None = None
         self._aligned = False
 
@@ -102,6 +104,7 @@ class KvView:
     def clear(self) -> None:
         """Forget everything, since nothing is known for sure any more."""
         self._held.clear()
+        self._size = 0
         self.since_orphan = 0
 
     def apply(self, event: WireEvent) -> list[Change]:
@@ -112,6 +115,7 @@ class KvView:
         """
         if isinstance(event, Cleared):
             self._held.clear()
+            self._size = 0
             return [Forgot()]
         if event.medium not in {None, "GPU"}:
             return []
@@ -210,6 +214,7 @@ class KvView:
                 run = []
             else:
                 self._held[name] = _Block(mine, parent)
+                self._size += len(mine) or 1
                 if not run:
                     start = parent
                 run.extend(mine)
@@ -226,21 +231,19 @@ class KvView:
                 continue
             block.copies -= 1
             if not block.copies:
-                del self._held[name]
+                self._drop(name)
                 lost.extend(block.keys)
         return [Lost(lost)] if lost else []
 
     def _shrink(self) -> list[Change]:
         """Forget the oldest blocks beyond the cap; they will not match, which is safe."""
-        surplus = len(self._held) - self._max_blocks
-        if surplus <= 0:
-            return []
-        self.counts.dropped += surplus
         lost: list[BlockKey] = []
-        for name in _first(self._held, surplus):
-            lost.extend(self._held.pop(name).keys)
+        while self._size > self._max_blocks:
+            self.counts.dropped += 1
+            lost.extend(self._drop(next(iter(self._held))).keys)
         return [Lost(lost)] if lost else []
 
-
-def _first(names: Iterable[EngineHash], count: int) -> list[EngineHash]:
-    return [name for name, _ in zip(names, range(count), strict=False)]
+    def _drop(self, name: EngineHash) -> _Block:
+        block = self._held.pop(name)
+        self._size -= len(block.keys) or 1
+        return block

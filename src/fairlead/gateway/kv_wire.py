@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-EngineHash = int | bytes
+EngineHash = int | Annotated[bytes, msgspec.Meta(max_length=64)]
 """An engine's own name of a block and all before it. Opaque: its hash function may differ by version."""
 
 
@@ -28,7 +28,7 @@ class Stored(msgspec.Struct, frozen=True):
     parent_block_hash: EngineHash | None
     token_ids: list[Any]
     """Integers, or pairs of them under speculative decoding."""
-    block_size: Annotated[int, msgspec.Meta(ge=1)]
+    block_size: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
     """Tokens a block."""
     lora_id: int | None = None
     medium: str | None = None

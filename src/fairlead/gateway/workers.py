@@ -77,7 +77,7 @@ class Worker:
     @property
     def precise(self) -> bool:
         """Whether its cache is known by events."""
-        return self.kv is not None and self.kv.exact
+        return self.kv is not None and self.kv.precise
 
     def ignore(self, figure: str, said: object) -> None:
         """Count a figure that it said and that cannot be true; the first of each name is logged."""
