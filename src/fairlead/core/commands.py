@@ -1,4 +1,4 @@
-"""What to do: the dispatcher's answers. A dispatch says its reasons."""
+"""Commands: what the caller of the dispatcher is to do. A ``Dispatch`` carries its reasons."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ class Reasons(NamedTuple):
     """The reasons of one dispatch, kept as references so that recording them costs nothing."""
 
     policy: str
-    """The rule that chose, and the branch it took, such as ``lmetric`` or ``preble: explore``."""
+    """The routing policy, and the branch that it took, such as ``lmetric`` or ``preble: explore``."""
     scores: Sequence[float]
     """Score of each candidate, lower is better; empty when the rule does not score."""
     candidates: Sequence[int]
@@ -43,14 +43,14 @@ class Reject(NamedTuple):
 
 
 class Fail(NamedTuple):
-    """Tell the caller that its request was begun and failed for good."""
+    """Tell the caller that its request was sent to a worker, and failed for good."""
 
     rid: RequestId
     reason: str
 
 
 class Cancel(NamedTuple):
-    """Stop the request on the worker: nobody waits for its answer."""
+    """Stop the request on the worker: nobody waits for its answer any more."""
 
     rid: RequestId
     worker: WorkerId

@@ -1,4 +1,4 @@
-"""What happened: the only way that the world reaches the dispatcher. ``at`` is microseconds.
+"""Events: what happened. Nothing else reaches the dispatcher. ``at`` is a time in microseconds.
 
 Tuples rather than dataclasses: they are made on the hot path, and a NamedTuple costs a third of a
 frozen dataclass while being as immutable.
@@ -11,21 +11,21 @@ from fairlead.core.model import BlockKey, Limits, Request, RequestId, WorkerId
 
 
 class Arrived(NamedTuple):
-    """A request was accepted from a client and wants a worker."""
+    """A client's request was accepted, and needs a worker."""
 
     at: int
     request: Request
 
 
 class FirstToken(NamedTuple):
-    """The worker answered the first output token: the prompt is computed."""
+    """The worker sent the first output token: the prompt is computed."""
 
     at: int
     rid: RequestId
 
 
 class Progressed(NamedTuple):
-    """``tokens`` more output tokens came from the worker since the last report."""
+    """The worker sent ``tokens`` more output tokens since the last report."""
 
     at: int
     rid: RequestId
@@ -33,7 +33,7 @@ class Progressed(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The answer is complete. Figures the worker reported; None where it reported none."""
+    """The answer is complete. The figures are the worker's; None where it reported none."""
 
     at: int
     rid: RequestId
@@ -82,17 +82,17 @@ class WorkerUp(NamedTuple):
     worker: WorkerId
     limits: Limits
     precise: bool = False
-    """Its cache is reported by events; otherwise it is guessed from what was sent."""
+    """Whether the worker reports its cache by events; otherwise it is approximated from what was sent."""
 
 
 class WorkerDown(NamedTuple):
-    """A worker takes no new work (unhealthy or draining). In-flight requests are left to end."""
+    """A worker takes no new requests (unhealthy or draining). Its running requests may end."""
 
     at: int
     worker: WorkerId
     reason: str = ""
     forget_cache: bool = True
-    """Whether its cache is gone too (it died) or still there (it drains)."""
+    """Whether its cache is gone, too (it died), or still there (it drains)."""
 
 
 class WorkerGone(NamedTuple):
@@ -139,7 +139,7 @@ class CacheCleared(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """Time passed: queue time-outs and idle clients are looked at."""
+    """Time passed: requests that waited for too long are rejected, and idle clients forgotten."""
 
     at: int
 

@@ -1,4 +1,4 @@
-"""Make a dispatcher from the names of its policies: what every body of fairlead starts with."""
+"""Make a dispatcher from the names of its policies, as the gateway, the simulator and embedders do."""
 
 from collections.abc import Mapping
 from random import Random

@@ -1,7 +1,7 @@
-"""The nouns of the core and their units.
+"""The nouns of the core, and their units.
 
 Time is integer microseconds. Tokens are integers. Service is an integer number of units: with the
-default costs, one computed prompt token is 1 unit and one output token is 2 (ALGORITHMS: w_e, w_q).
+default costs, one computed prompt token is 1 unit and one output token is 2 (w_e and w_q in the papers).
 A block key names a whole prefix, because keys chain: equal keys mean equal prompts up to and
 including that block.
 """
@@ -34,12 +34,12 @@ class Request(NamedTuple):
     keys: Sequence[BlockKey] = ()
     block_tokens: float = 16
     max_tokens: int | None = None
-    """The most output tokens the caller allows, if it said so. A limit, not the true length."""
+    """The most output tokens that the caller allows, if it said so. A limit, not the true length."""
     session: str = ""
-    """Session name for affinity; empty when the caller names none."""
+    """Name of the session, for session affinity; empty if there is none."""
     arrived_us: int = 0
     streamed: bool = True
-    """Whether ``FirstToken`` will tell when its prompt is computed; if not, that has to be guessed."""
+    """Whether a ``FirstToken`` will say when its prompt is computed. If not, the core estimates it."""
     sequences: int = 1
     """Sequences that an engine runs for it, at least 1: ``n``, ``best_of``, the prompts of a list.
 
@@ -49,7 +49,7 @@ class Request(NamedTuple):
     """Whether an engine takes cached blocks of its prompt. If not, it computes all of it, and caches it."""
 
     def matched_tokens(self, blocks: int) -> int:
-        """Prompt tokens in so many leading blocks, if they are cached: at most all but one."""
+        """Return the prompt tokens in the first ``blocks`` blocks: at most all but one."""
         return cached_prompt_tokens(self.prompt_tokens, self.block_tokens, blocks)
 
 

@@ -1,4 +1,4 @@
-"""What every ordering policy is: who goes next in one worker's queue.
+"""The interface of ordering policies, which say who goes next in one worker's queue.
 
 An ``Ordering`` belongs to one dispatcher (or to one engine) and keeps what clients are owed; it
 makes one ``Queue`` a worker. A queue is told of requests that come and go and of blocks that its
@@ -24,9 +24,9 @@ class QueuedRequest:
         self.rid: RequestId = request.rid
         self.client: ClientId = request.client
         self.keys: Sequence[BlockKey] = request.keys if request.reads_cache else ()
-        """Of the blocks that may be cached."""
+        """Keys of the prompt's blocks that may be cached."""
         self.seq = seq
-        """Order of arrival, unique; all ties end here."""
+        """Number of its arrival, unique; the last tie-break."""
         self.matched = 0
         """Leading blocks that the worker caches now."""
 
@@ -93,18 +93,18 @@ class Ordering(Protocol):
     uses_match: ClassVar[bool]
     """Whether the order depends on what workers cache; if not, callers may skip cache notices."""
     in_turns: ClassVar[bool]
-    """Whether clients that wait are served in turns, so that one's long queue delays no other."""
+    """Whether waiting clients are served in turns, so that the long queue of one does not delay another."""
     steals: bool
     """Whether a client with credit goes before those without on any worker: ``credit`` is the same for all
     queues, and a worker that would serve somebody without takes a request from another's queue."""
     skips: bool
-    """Whether ``on_no_fit`` is ``skip``. If not, whoever's turn it is keeps it until there is room."""
+    """Whether ``on_no_fit`` is ``skip``. If not, the head of the queue is never bypassed."""
 
     def make_queue(self, number: int, matched: Matched) -> Queue:
         """Make the queue of worker slot ``number``; ``matched`` asks how much that worker caches."""
 
     def drop_queue(self, number: int) -> None:
-        """Forget an empty queue and whatever was kept for it."""
+        """Forget an empty queue and all that was kept for it."""
 
     def passes(self, number: int, client: ClientId) -> bool:
         """Let a request that finds queue ``number`` empty, and fits, go without being queued.
@@ -125,10 +125,10 @@ class Ordering(Protocol):
         """
 
     def decoded(self, number: int, client: ClientId, tokens: int) -> None:
-        """``tokens`` output tokens of ``client`` were computed; negative takes back."""
+        """Charge ``tokens`` output tokens that were computed for ``client``; a negative number takes back."""
 
     def corrected(self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int) -> None:
-        """Prompt work differs from what was charged at admission by these signed amounts."""
+        """Correct what was charged for the prompt at admission, by these signed amounts."""
 
     def settled(
         self, number: int, client: ClientId, prompt_tokens: int, extend_tokens: int, output_tokens: int
@@ -139,10 +139,10 @@ class Ordering(Protocol):
         """Whether any client that waits has credit; for an ordering that ``steals``."""
 
     def credit(self, number: int, client: ClientId) -> float:
-        """What the client may still use before it waits, for explanations; 0 where nothing is kept."""
+        """Return what the client may still use before it has to wait; 0 if the policy keeps no accounts."""
 
     def tick(self, now: int) -> None:
-        """Let go of clients idle for long enough. ``now`` in microseconds."""
+        """Forget clients that were idle for long enough. ``now`` is in microseconds."""
 
     def check(self) -> None:
         """Raise AssertionError if an internal invariant is broken."""

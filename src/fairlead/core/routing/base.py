@@ -1,4 +1,4 @@
-"""What every routing policy is: which worker takes this request.
+"""The interface of routing policies, which say which worker takes a request.
 
 Workers are *slots*: small integers that the dispatcher hands out and reuses, so that the state of a
 fleet is a few parallel lists. A policy reads them through ``Fleet`` and must not write.
@@ -104,7 +104,7 @@ class Fleet(Protocol):
 
 
 class Match:
-    """How much of one prompt each worker caches. Not a tuple, like ``Choice``: one is made a decision."""
+    """How much of one prompt each worker caches. A class, not a tuple: it is faster to make."""
 
     __slots__ = ("best", "blocks", "holders", "tokens")
 
@@ -139,7 +139,7 @@ class Choice:
 
 
 class Routing(Protocol):
-    """Which worker? ``assigned`` commits.
+    """A routing policy. ``choose`` picks a worker, ``assigned`` says that the request was given to it.
 
     ``choose`` writes nothing but the policy's own books; asked twice with nothing in between, a
     policy that draws no random numbers answers the same.
@@ -151,16 +151,16 @@ class Routing(Protocol):
     params: ClassVar[tuple[Param, ...]]
 
     def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:
-        """Pick a slot among ``fleet.candidates``, of which there is at least one. ``now`` microseconds."""
+        """Pick a slot of ``fleet.candidates``, which has at least one. ``now`` is in microseconds."""
 
     def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
         """The request was given to ``slot``; ``extend_tokens`` of it are to be computed there."""
 
     def unassigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
-        """An assignment was taken back before any work was done (retry, cancel while queued)."""
+        """Take back an assignment before any work was done (a retry, or a cancel while queued)."""
 
     def corrected(self, client: ClientId, slot: int, prompt_tokens: int, extend_tokens: int) -> None:
-        """Real usage differs from what ``assigned`` was told by these signed amounts."""
+        """Correct what ``assigned`` was told, by these signed amounts: the real usage is known."""
 
     def decoded(self, client: ClientId, slot: int, tokens: int) -> None:
         """``tokens`` output tokens were computed for the client on the slot."""
@@ -174,10 +174,10 @@ class Routing(Protocol):
         """Set a client's weight (> 0; 1 when never set)."""
 
     def slot_reset(self, slot: int) -> None:
-        """The slot was freed, or belongs to another worker now: forget what was kept for it."""
+        """Forget what was kept for a slot: it was freed, or belongs to another worker now."""
 
     def tick(self, now: int) -> None:
-        """Let go of what is old. ``now`` microseconds."""
+        """Forget what is old. ``now`` is in microseconds."""
 
 
 class RoutingContext:
@@ -187,12 +187,12 @@ class RoutingContext:
 
     def __init__(self, rng: Random, costs: Costs | None = None) -> None:
         self.rng = rng
-        """The policy's own random stream; the core makes no randomness itself."""
+        """The policy's own random stream. The core has no other source of randomness."""
         self.costs = costs or Costs()
 
 
 class RoutingBase:
-    """What policies share: checked parameters, and notices ignored but for the turn in rotation.
+    """A base for policies: it checks parameters, and ignores all notices except for the turn in rotation.
 
     ``Cls(context, **given)`` fills in the defaults; an unknown name or a value out of range raises
     ``PolicyError``.
@@ -207,14 +207,14 @@ class RoutingBase:
         self.context = context
         self.values = resolve(self.name, self.params, given)
         self.last = -1
-        """The slot assigned most recently: ties go to the first tied slot after it, cyclically."""
+        """The slot that was assigned last. Ties go to the first tied slot after it, cyclically."""
 
     def choose(self, request: Request, match: Match, fleet: Fleet, now: int) -> Choice:
-        """Pick a slot among ``fleet.candidates``, of which there is at least one. ``now`` microseconds."""
+        """Pick a slot of ``fleet.candidates``, which has at least one. ``now`` is in microseconds."""
         raise NotImplementedError
 
     def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:  # noqa: ARG002 - for books
-        """Pass the turn."""
+        """Note the slot as the last one."""
         self.last = slot
 
     def unassigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:
