@@ -82,7 +82,9 @@ def measure(routing: str, blocks: int, workers: int, quick: bool) -> dict[str, f
 
     def decide(number: int) -> None:
         request = requests[number % len(requests)]
-        d.routing.choose(request, d.matcher.match(request), d.fleet, 1)  # the decision alone, unbooked
+        d.routing.choose(
+            request, d.placement.matcher.match(request), d.fleet, 1
+        )  # the decision alone, unbooked
 
     def whole(number: int) -> None:
         request = requests[number % len(requests)]._replace(rid=number)

@@ -164,7 +164,7 @@ def test_invariant_9_books_stay_bounded() -> None:
     d.step(ev.Tick(now + 120_000_000))
     assert len(d.ledger.accounts) <= 50
     assert d.index.cached(0) <= 4_000 / 16
-    assert len(d._deadlines) <= 1100
+    assert len(d.placement.deadlines) <= 1100
     assert not d.requests
     d.check()
 

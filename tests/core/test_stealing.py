@@ -11,6 +11,7 @@ from fairlead.core.commands import Command, Dispatch
 from fairlead.core.dispatcher import Dispatcher, Settings
 from fairlead.core.model import Limits, Request
 from fairlead.core.ordering.base import QueuedRequest
+from fairlead.core.placement import Placement
 from fairlead.core.stealing import Stealing
 from fairlead.core.worker import Worker
 
@@ -84,45 +85,64 @@ def test_what_is_cached_elsewhere_is_worth_a_wait_as_long_as_it_takes_to_compute
         d.check()
 
 
-class Careful(Dispatcher):
+class Watch:
     """Looks, whenever somebody without credit is about to be served, whether anybody with credit could be."""
 
-    looked = 0
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.d = dispatcher
+        self.looked = 0
 
-    def _next_with_credit(self, worker: Worker, stealing: Stealing) -> QueuedRequest | None:
-        item = super()._next_with_credit(worker, stealing)
-        slot = worker.slot
+    def chosen(self, worker: Worker, item: QueuedRequest | None, now: int) -> None:
+        d, ordering = self.d, self.d.ordering
         # Where nobody has credit, looking at a queue would refill.
-        if item is not None and self.ordering.credited() and self.ordering.credit(slot, item.client) <= 0:
-            for other in self.fleet.slots.values():
-                if other != slot and self.fleet.queued[other]:
-                    self.look(worker, self.workers[other])
-        return item
+        if item is not None and ordering.credited() and ordering.credit(worker.slot, item.client) <= 0:
+            for other in d.fleet.slots.values():
+                if other != worker.slot and d.fleet.queued[other]:
+                    self.look(worker, d.workers[other], now)
 
-    def look(self, thief: Worker, victim: Worker) -> None:
-        slot, other = thief.slot, victim.slot
+    def look(self, thief: Worker, victim: Worker, now: int) -> None:
         item = victim.head or victim.queue.head()
-        if self.ordering.credit(other, item.client) <= 0:
+        if self.d.ordering.credit(victim.slot, item.client) <= 0:
             return
         self.looked += 1
-        job, request = self.requests[item.rid], item.request
-        here, there = (request.matched_tokens(self.index.ready(s, item.keys)) for s in (slot, other))
-        fits = thief.has_capacity(job.sequences, request.prompt_tokens - here + job.expected)
-        waited = (self.now - request.arrived_us) * thief.prefilling.rate
-        assert not fits or waited < there - here or slot in job.tried
+        tracked, request, ready = self.d.requests[item.rid], item.request, self.d.index.ready
+        here, there = (request.matched_tokens(ready(w.slot, item.keys)) for w in (thief, victim))
+        fits = thief.has_capacity(tracked.sequences, request.prompt_tokens - here + tracked.expected)
+        waited = (now - request.arrived_us) * thief.prefilling.rate
+        assert not fits or waited < there - here or thief.slot in tracked.tried
 
 
-@pytest.mark.pure_only("inherits from a compiled class")
+def watched(seed: int, quantum: int) -> int:
+    """Run a random history, looking at each choice; return how many requests were looked at."""
+    plain = make_dispatcher("random", "dlpm", ordering_params={"quantum": quantum}, seed=seed)
+    d = Dispatcher(plain.routing, plain.ordering, NO_GATE)
+    watch, choose = Watch(d), Placement._next_with_credit
+
+    def noted(self: Placement, worker: Worker, stealing: Stealing, now: int) -> QueuedRequest | None:
+        item = choose(self, worker, stealing, now)
+        watch.chosen(worker, item, now)
+        return item
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Placement, "_next_with_credit", noted)
+        driver = Driver(d, random.Random(seed))
+        for name in ("w1", "w2", "w3"):
+            driver.worker_up(name)
+        for _ in range(150):
+            driver.step()
+    d.check()
+    return watch.looked
+
+
+@pytest.mark.pure_only("replaces a method of a compiled class")
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**9), quantum=st.sampled_from([60, 600]))
 def test_no_worker_serves_a_debtor_while_somebody_with_credit_could_be_served(
     seed: int, quantum: int
 ) -> None:
-    plain = make_dispatcher("random", "dlpm", ordering_params={"quantum": quantum}, seed=seed)
-    d = Careful(plain.routing, plain.ordering, NO_GATE)
-    driver = Driver(d, random.Random(seed))
-    for name in ("w1", "w2", "w3"):
-        driver.worker_up(name)
-    for _ in range(150):
-        driver.step()
-    d.check()
+    watched(seed, quantum)
+
+
+@pytest.mark.pure_only("replaces a method of a compiled class")
+def test_the_test_above_finds_something_to_look_at() -> None:
+    assert sum(watched(seed, 60) for seed in range(5)) > 0

@@ -4,30 +4,32 @@
 sends within the worker's capacity. Everything is decided and reserved inside the call; the caller does
 the I/O afterwards and reports what came of it as further events.
 
-Beside this file: ``worker.py`` (the books and the capacity of one worker), ``matching.py`` (what workers
-cache of a prompt), ``stealing.py`` (which request a worker takes from another's queue), ``holding.py``
-(workers that said they have no room), ``invariants.py`` (what is always true).
+In this file: events, and what becomes of requests and workers. Beside it:
+
+- ``placement.py``: a request is routed, queued and sent;
+- ``worker.py``: the books and the capacity of one worker;
+- ``matching.py``: how much of a prompt each worker caches;
+- ``stealing.py``: which request a worker takes from another's queue;
+- ``holding.py``: workers that said they have no room;
+- ``deadlines.py``: until when requests may wait;
+- ``invariants.py``: what is always true.
 """
 
-from bisect import insort
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from fairlead.core import events as ev
 from fairlead.core import invariants
-from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reasons, Reject
+from fairlead.core.commands import Cancel, Command, Fail, Reject
 from fairlead.core.fleet import FleetState
 from fairlead.core.holding import Holding
 from fairlead.core.ledger import Ledger
 from fairlead.core.lifecycle import ENDS, LifecycleError, State
-from fairlead.core.matching import Matcher
 from fairlead.core.model import BlockKey, ClientId, Request, RequestId, WorkerId
-from fairlead.core.ordering.base import Ordering, QueuedRequest
+from fairlead.core.ordering.base import Ordering
+from fairlead.core.placement import Placement
 from fairlead.core.prefix import PrefixIndex
-from fairlead.core.routing.base import Choice, Routing
+from fairlead.core.routing.base import Routing
 from fairlead.core.settings import Settings
-from fairlead.core.shedding import QueueShares
-from fairlead.core.stealing import Stealing
 from fairlead.core.tracked import TrackedRequest
 from fairlead.core.worker import Worker
 
@@ -61,27 +63,28 @@ class Dispatcher:
         self.fleet = FleetState(self._count_kv)
         self.fleet.in_turns = ordering.in_turns
         self.index = PrefixIndex(self._on_stored, self._on_evicted)
-        self.matcher = Matcher(self.fleet, self.index)
-        self.shares = QueueShares()
         self.requests: dict[RequestId, TrackedRequest] = {}
         """Requests that have not ended."""
-        self.parked: dict[RequestId, TrackedRequest] = {}
-        """Those of them that no worker can take now."""
+        self.placement = Placement(
+            routing,
+            ordering,
+            self.settings.queue_timeout_us,
+            self.ledger,
+            self.fleet,
+            self.index,
+            self.workers,
+        )
+        self.shares = self.placement.shares
+        """How many requests of each client wait."""
         self.ended = dict.fromkeys(ENDS, 0)
         self.arrived = 0
         self.retries = 0
         self.now = 0
         self._holding = Holding(self.fleet, self.workers)
-        self._stealing = Stealing(ordering, self.fleet, self.index, self.workers) if ordering.steals else None
-        self._robbed: list[Worker] = []
-        """Workers whose next request was taken away: another of theirs may fit."""
         self._uses_match = ordering.uses_match
         """Whether queues keep ``QueuedRequest.matched`` current."""
-        self._deadlines: deque[tuple[int, RequestId]] = deque()
         self._seq = 0
         self._retry_tokens = float(self.settings.retry_burst)
-        self._block_tokens = self.fleet.block_tokens
-        """Tokens a block of the last request stands for: what the books follow, with a margin."""
         self._next_forget = 0
         self._handlers: dict[type, Callable[..., None]] = {
             ev.Arrived: self._arrived,
@@ -155,8 +158,8 @@ class Dispatcher:
         return []
 
     def _done(self, out: list[Command]) -> list[Command]:
-        if self.parked and self.fleet.candidates:
-            self._unpark(out)
+        if self.placement.parked and self.fleet.candidates:
+            self.placement.unpark(self.now, out)
         return out
 
     def set_weight(self, client: ClientId, weight: float) -> None:
@@ -201,7 +204,7 @@ class Dispatcher:
             self._refuse_new(tracked, out, "queue_full", f"{self.shares.total} requests are waiting already")
             return
         self.requests[request.rid] = tracked
-        self._place(tracked, out)
+        self.placement.place(tracked, self.now, out)
 
     def _refuse_new(self, tracked: TrackedRequest, out: list[Command], code: str, message: str) -> None:
         tracked.move("reject")
@@ -232,7 +235,7 @@ class Dispatcher:
             worker.prefilling.computed(tracked.pending_prefill_tokens, self.now)
             worker.computed(tracked)
             if self.fleet.waiting:  # there may be capacity for more prefill now
-                self._send_waiting(worker, out)
+                self.placement.send_waiting(worker, self.now, out)
 
     def _progressed(self, event: ev.Progressed, out: list[Command]) -> None:
         self._progress(event.rid, event.tokens)
@@ -290,7 +293,7 @@ class Dispatcher:
         self.ended[State.DONE] += 1
         del self.requests[rid]
         if fleet.waiting:
-            self._send_waiting(worker, out)
+            self.placement.send_waiting(worker, self.now, out)
         if worker.leaving:
             self._free_if_empty(worker)
 
@@ -310,7 +313,7 @@ class Dispatcher:
             else:
                 self._end(tracked, "fail")
                 out.append(Fail(event.rid, event.reason))
-        self._send_waiting(worker, out)
+        self.placement.send_waiting(worker, self.now, out)
 
     def _retry(self, tracked: TrackedRequest, out: list[Command]) -> None:
         """Queue a request again, on another worker if there is one; it keeps its place by arrival."""
@@ -319,7 +322,7 @@ class Dispatcher:
         tracked.move("retry")
         tracked.tried = (*tracked.tried, tracked.slot)
         tracked.slot = -1
-        self._place(tracked, out)
+        self.placement.place(tracked, self.now, out)
 
     def _refused(self, event: ev.Refused, out: list[Command]) -> None:
         """Hold the worker, and queue the request again: it keeps its place by arrival."""
@@ -336,9 +339,9 @@ class Dispatcher:
             self._end(tracked, "reject")
             self._reject_late(tracked, out)
             return
-        self._place(tracked, out)
-        if tracked.deadline and tracked.state is State.QUEUED:
-            insort(self._deadlines, (tracked.deadline, tracked.rid))
+        self.placement.place(tracked, self.now, out)
+        if tracked.state is State.QUEUED:
+            self.placement.deadlines.keep(tracked)
 
     def _refund(self, tracked: TrackedRequest) -> None:
         """Take back everything that an attempt was charged, since the worker did no work for it."""
@@ -358,7 +361,7 @@ class Dispatcher:
             # What was admitted stays charged: else hanging up before the first token would be free.
             self._end_running(tracked, "cancel")
             out.append(Cancel(event.rid, name))
-            self._send_waiting(worker, out)
+            self.placement.send_waiting(worker, self.now, out)
 
     def _end_running(self, tracked: TrackedRequest, what: str) -> None:
         """End a request on its worker, with its reservation taken as the work that was done."""
@@ -368,10 +371,10 @@ class Dispatcher:
 
     def _end_waiting(self, tracked: TrackedRequest, what: str, out: list[Command]) -> None:
         """End a request that waits; another of its queue may fit now."""
-        self._leave_queue(tracked)
+        self.placement.leave_queue(tracked, self.now)
         self._end(tracked, what)
         if tracked.slot >= 0:
-            self._send_waiting(self.workers[tracked.slot], out)
+            self.placement.send_waiting(self.workers[tracked.slot], self.now, out)
 
     def _end(self, tracked: TrackedRequest, what: str) -> None:
         tracked.move(what)
@@ -385,140 +388,6 @@ class Dispatcher:
         if tracked is None:
             raise LifecycleError(f"request {rid} is unknown or has ended")
         return tracked
-
-    # ------------------------------------------------------------------ routing and admission
-
-    def _place(self, tracked: TrackedRequest, out: list[Command]) -> None:
-        """Choose a worker for a request and send it, or queue it for that worker."""
-        if not self._route(tracked):
-            self._wait(tracked)
-            self.parked[tracked.request.rid] = tracked
-            return
-        worker = self.workers[tracked.slot]
-        if (
-            not self.fleet.queued[tracked.slot]
-            and worker.has_capacity(tracked.sequences, tracked.extend + tracked.expected)
-            and self.ordering.passes(tracked.slot, tracked.client)
-        ):
-            self.fleet.begin(tracked.slot, tracked.sequences)
-            self._admit(tracked, worker, out)
-            return
-        self._wait(tracked)
-        worker.enqueue(tracked)
-        self._send_waiting(worker, out)
-
-    def _wait(self, tracked: TrackedRequest) -> None:
-        """Count a request among the waiting."""
-        rid, timeout = tracked.request.rid, self.settings.queue_timeout_us
-        self.shares.add(tracked.request.client, rid)
-        if timeout:
-            deadline = self.now + timeout
-            tracked.deadline = tracked.deadline or deadline
-            self._deadlines.append((deadline, rid))
-
-    def _route(self, tracked: TrackedRequest) -> bool:
-        """Choose a worker and assign the request to it in all books; False if no worker can take it."""
-        request, fleet = tracked.request, self.fleet
-        if not fleet.candidates:
-            return False
-        if tracked.tried:
-            self._avoid(tracked.tried)
-        match = self.matcher.match(request)
-        choice = self.routing.choose(request, match, fleet, self.now)
-        tracked.candidates = fleet.candidates
-        if tracked.tried:
-            fleet.refresh()
-        tracked.choice = choice
-        self._block_tokens = request.block_tokens
-        self._assign(tracked, choice.slot, match.tokens[choice.slot])
-        return True
-
-    def _assign(self, tracked: TrackedRequest, slot: int, matched: int) -> None:
-        """Give a request to a worker in all books."""
-        self.workers[slot].assign(tracked, matched)
-        self.routing.assigned(tracked.request, slot, tracked.extend, self.now)
-
-    def _avoid(self, tried: tuple[int, ...]) -> None:
-        """Leave workers that failed a request out of the candidates, unless no other is left."""
-        fleet = self.fleet
-        others = [s for s in fleet.candidates if s not in tried]
-        if others:
-            fleet.candidates, fleet.candidate_bitmap = others, sum(1 << s for s in others)
-
-    def _send_waiting(self, worker: Worker, out: list[Command]) -> None:
-        """Send from one worker's queue for as long as it has capacity."""
-        fleet, stealing, slot, queue = self.fleet, self._stealing, worker.slot, worker.queue
-        if not fleet.up[slot] or not (fleet.queued[slot] or (stealing is not None and fleet.waiting)):
-            return
-        while not worker.full:
-            if stealing is None:
-                item = worker.head or queue.head()
-            else:
-                item = self._next_with_credit(worker, stealing)
-            if item is None:
-                break
-            if not worker.fits(item):
-                if not self.ordering.skips:
-                    worker.head = item
-                    break
-                item = queue.head(worker.fits)
-                if item is None:
-                    break
-            assert isinstance(item, TrackedRequest)
-            self.shares.remove(item.client, item.rid)
-            worker.take(item)
-            self._admit(item, worker, out)
-        while self._robbed:
-            self._send_waiting(self._robbed.pop(), out)
-
-    def _next_with_credit(self, worker: Worker, stealing: Stealing) -> QueuedRequest | None:
-        """Return who goes next on a worker; somebody from another queue before one without credit."""
-        item = worker.head
-        if item is None or stealing.overtaken(worker.slot, item):
-            worker.head = None
-            item = worker.queue.head()
-        if stealing.overtaken(worker.slot, item):
-            found = stealing.find(worker, self.now)
-            if found is not None:
-                self._steal(*found, worker)
-                return found[0]
-        return item
-
-    def _steal(self, tracked: TrackedRequest, matched: int, thief: Worker) -> None:
-        """Move a request from the queue that it waits in to another worker's."""
-        victim = self.workers[tracked.slot]
-        if victim.head is tracked:
-            self._robbed.append(victim)
-        self._leave_slot(tracked, victim)
-        tracked.choice = Choice(thief.slot, branch=f"{self.routing.name}, moved: has credit")
-        tracked.candidates = (thief.slot,)
-        self._assign(tracked, thief.slot, matched)
-        thief.enqueue(tracked)
-
-    def _admit(self, tracked: TrackedRequest, worker: Worker, out: list[Command]) -> None:
-        """Reserve everything for one request and say that it is to be sent."""
-        choice, slot = tracked.choice, worker.slot
-        change = worker.start(tracked, self.now)
-        if change:
-            self.routing.corrected(tracked.client, slot, 0, change)
-        tracked.account = self.ledger.reserve(tracked.client, tracked.extend, self.now)
-        credit = self.ordering.admitted(slot, tracked, tracked.extend)
-        branch, matched = choice.branch or self.routing.name, tracked.request.prompt_tokens - tracked.extend
-        reasons = Reasons(branch, choice.scores, tracked.candidates, matched, credit)
-        out.append(Dispatch(tracked.rid, self.fleet.ids[slot], tracked.attempts, reasons))
-
-    def _leave_queue(self, tracked: TrackedRequest) -> None:
-        """Take a queued request out of its worker's queue, or of the parked ones; it costs nothing."""
-        self.shares.remove(tracked.client, tracked.rid)
-        if tracked.slot < 0:
-            del self.parked[tracked.rid]
-        else:
-            self._leave_slot(tracked, self.workers[tracked.slot])
-
-    def _leave_slot(self, tracked: TrackedRequest, worker: Worker) -> None:
-        """Take a request out of its worker's queue; it goes on waiting elsewhere, or ends."""
-        worker.leave(tracked)
-        self.routing.unassigned(tracked.request, worker.slot, tracked.extend, self.now)
 
     # ------------------------------------------------------------------ workers and their caches
 
@@ -542,15 +411,7 @@ class Dispatcher:
                 worker.precise = event.precise
         fleet.kv_stale.add(slot)
         fleet.set_up(slot, up=True)
-        self._send_waiting(worker, out)
-
-    def _unpark(self, out: list[Command]) -> None:
-        """Route what no worker could take before, oldest first, for as long as one can."""
-        for tracked in sorted(self.parked.values(), key=lambda tracked: tracked.seq):
-            if not self.fleet.candidates:
-                return
-            self._leave_queue(tracked)
-            self._place(tracked, out)
+        self.placement.send_waiting(worker, self.now, out)
 
     def _worker_down(self, event: ev.WorkerDown, out: list[Command]) -> None:
         self._take_down(self._worker(event.worker), event.forget_cache, out)
@@ -561,13 +422,13 @@ class Dispatcher:
         self.fleet.set_up(slot, up=False)
         moved = sorted((self.requests[item.rid] for item in worker.queue), key=lambda tracked: tracked.seq)
         for tracked in moved:
-            self._leave_queue(tracked)
+            self.placement.leave_queue(tracked, self.now)
         if forget_cache:
             self.index.clear(slot, worker.precise)
             self.fleet.kv_stale.add(slot)
         for tracked in moved:
             tracked.slot = -1
-            self._place(tracked, out)
+            self.placement.place(tracked, self.now, out)
 
     def _worker_gone(self, event: ev.WorkerGone, out: list[Command]) -> None:
         worker = self._worker(event.worker)
@@ -596,7 +457,7 @@ class Dispatcher:
             fleet.engine_running[slot] = event.engine_running or 0
             fleet.engine_waiting[slot] = event.engine_waiting or 0
             fleet.reported_us[slot] = self.now
-        self._send_waiting(worker, out)
+        self.placement.send_waiting(worker, self.now, out)
 
     def _worker(self, name: WorkerId) -> Worker:
         return self.workers[self.fleet.slots[name]]
@@ -608,7 +469,7 @@ class Dispatcher:
         worker = self._worker(event.worker)
         self.index.stored(worker.slot, event.keys, event.parent)
         self.fleet.kv_stale.add(worker.slot)
-        self._send_waiting(worker, out)
+        self.placement.send_waiting(worker, self.now, out)
 
     def _cache_evicted(self, event: ev.CacheEvicted, out: list[Command]) -> None:
         slot = self.fleet.slots[event.worker]
@@ -636,15 +497,16 @@ class Dispatcher:
         fleet = self.fleet
         if fleet.held:
             self._release_held(out)
-        if abs(self._block_tokens - fleet.block_tokens) > 0.05 * fleet.block_tokens:
-            fleet.block_tokens = self._block_tokens
+        block_tokens = self.placement.block_tokens
+        if abs(block_tokens - fleet.block_tokens) > 0.05 * fleet.block_tokens:
+            fleet.block_tokens = block_tokens
             for slot in fleet.slots.values():
                 self.workers[slot].resize()
-                self._send_waiting(self.workers[slot], out)
+                self.placement.send_waiting(self.workers[slot], self.now, out)
         for slot in fleet.slots.values():
             self._guess_computed(self.workers[slot], out)
-            if self._stealing is not None and fleet.waiting:
-                self._send_waiting(self.workers[slot], out)
+            if self.ordering.steals and fleet.waiting:
+                self.placement.send_waiting(self.workers[slot], self.now, out)
         self.ordering.tick(self.now)
         self.routing.tick(self.now)
         if self.now >= self._next_forget:
@@ -653,18 +515,13 @@ class Dispatcher:
 
     def _time_out(self, out: list[Command]) -> None:
         """Reject what has waited for too long."""
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= self.now:
-            _, rid = deadlines.popleft()
+        deadlines = self.placement.deadlines
+        while (rid := deadlines.passed(self.now)) is not None:
             tracked = self.requests.get(rid)
             if tracked is not None and tracked.state is State.QUEUED:
                 self._end_waiting(tracked, "reject", out)
                 self._reject_late(tracked, out)
-        if len(deadlines) > 2 * self.shares.total + 1000:
-            waiting = ((at, rid) for at, rid in deadlines if rid in self.requests)
-            self._deadlines = deque(
-                entry for entry in waiting if self.requests[entry[1]].state is State.QUEUED
-            )
+        deadlines.tidy(self.requests, self.shares.total)
 
     def _reject_late(self, tracked: TrackedRequest, out: list[Command]) -> None:
         seconds = self.settings.queue_timeout_us / 1e6
@@ -674,11 +531,9 @@ class Dispatcher:
         """Send to workers again that were held for long enough; what waits for others may go to them."""
         released = self._holding.release(self.now)
         for tracked in self._holding.stranded():
-            self._leave_queue(tracked)
-            tracked.slot = -1
-            self._place(tracked, out)
+            self.placement.place_again(tracked, self.now, out)
         for worker in released:
-            self._send_waiting(worker, out)
+            self.placement.send_waiting(worker, self.now, out)
 
     def _guess_computed(self, worker: Worker, out: list[Command]) -> None:
         """Count requests that say nothing before they end as computed when they should be."""
@@ -694,7 +549,7 @@ class Dispatcher:
                 prefilling.gone(tracked.pending_prefill_tokens)
                 worker.computed(tracked)
                 if self.fleet.waiting:
-                    self._send_waiting(worker, out)
+                    self.placement.send_waiting(worker, self.now, out)
 
     # ------------------------------------------------------------------ for tests and people
 

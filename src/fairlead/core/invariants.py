@@ -33,7 +33,7 @@ def _check_conservation(dispatcher: "Dispatcher") -> None:
     fleet, requests = dispatcher.fleet, dispatcher.requests
     waits = [r for r in requests.values() if r.state is State.QUEUED]
     runs = [r for r in requests.values() if r.state is not State.QUEUED]
-    parked = dispatcher.parked.values()
+    parked = dispatcher.placement.parked.values()
     assert dispatcher.arrived == len(requests) + sum(dispatcher.ended.values()), "a request was lost"
     assert len(waits) == dispatcher.shares.total, "queue counts differ"
     assert _sequences(waits) == _sequences(parked) + sum(fleet.queued), "sequences that wait differ"
