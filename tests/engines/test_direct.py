@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fairlead.core.events import CacheCleared, CacheEvicted, CacheStored
+from fairlead.gateway.key_secret import NO_SECRET
 from fairlead.gateway.kv_events import KeySettings, KvEvents, source_from
 from fairlead.gateway.prompt import Prompt
 from fairlead.gateway.tokenizing import TokenPrompts, load_prompts
@@ -55,11 +56,11 @@ def post(engine: Engine, path: str, body: dict[str, Any]) -> Any:
 
 
 def tokenizer() -> TokenPrompts:
-    return load_prompts(MODEL_FOLDER, block_tokens=1)
+    return load_prompts(MODEL_FOLDER, secret=NO_SECRET, block_tokens=1)
 
 
 def keys(prompts: TokenPrompts, kind: str, body: dict[str, Any]) -> Prompt:
-    return prompts.keys(kind, decode(kind, json.dumps({"model": MODEL} | body).encode()))
+    return prompts.keys("c", kind, decode(kind, json.dumps({"model": MODEL} | body).encode()))
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -114,7 +115,7 @@ class Belief:
 def test_events_predict_every_hit_exactly_while_blocks_are_evicted(engines: list[Engine]) -> None:
     """Conversations that together need twice the cache; each answer tells what was really cached."""
     engine = engines[0]
-    prompts = load_prompts(MODEL_FOLDER, block_tokens=BLOCK_TOKENS)
+    prompts = load_prompts(MODEL_FOLDER, secret=NO_SECRET, block_tokens=BLOCK_TOKENS)
     rng = random.Random(5)
     chats = [[system(words(("shared", n % 3), 250)), user(words(n, 150))] for n in range(60)]
 

@@ -690,10 +690,11 @@ def test_metrics_tell_of_clients_workers_and_decisions():
 def test_learned_bytes_per_token_come_from_usage():
     async def main():
         async with serving(MockWorker()) as served:
-            before = served.gateway.prompts.bytes_per_token("tiny")
-            await served.post(chat(content="x" * 100))
-            after = served.gateway.prompts.bytes_per_token("tiny")
-            assert after != before
-            assert after == pytest.approx(106 / USAGE["prompt_tokens"], rel=0.1)
+            learned = served.gateway.prompts.bytes_per_token
+            before = learned("default", "tiny")
+            for _ in range(40):
+                await served.post(chat(content="x" * 64))
+            assert before == 4
+            assert learned("default", "tiny") == pytest.approx(70 / USAGE["prompt_tokens"], rel=0.1)
 
     run(main)

@@ -110,9 +110,9 @@ def test_prompts_that_share_no_block_share_no_key():
         assert len({request.prompt.encode()[begin : begin + 64] for request in requests}) == 30
 
     def distinct(prompts):
-        return len({key for request in requests for key in prompts.keys(COMPLETION, request).keys})
+        return len({key for request in requests for key in prompts.keys("c", COMPLETION, request).keys})
 
-    assert distinct(BytePrompts()) == 20  # the forgery is one
+    assert distinct(BytePrompts(secret=NO_SECRET)) == 20  # the forgery is one
     assert distinct(BytePrompts(secret=SECRET)) == 20 * 30
 
 
@@ -143,12 +143,14 @@ def test_names_of_spans_cannot_be_forged_either():
     one, two = forged_spans()
     for secret, alike in ((NO_SECRET, True), (SECRET, False)):
         prompts = BytePrompts(secret=secret)
-        assert (prompts.keys(COMPLETION, one).keys == prompts.keys(COMPLETION, two).keys) is alike
+        assert (prompts.keys("c", COMPLETION, one).keys == prompts.keys("c", COMPLETION, two).keys) is alike
 
 
 def test_a_secret_that_is_named_gives_the_same_keys_in_every_process():
     request = asked(text(640), "")
-    keys = [BytePrompts(secret=KeySecret.of(name)).keys(COMPLETION, request).keys for name in ("a", "a", "b")]
+    keys = [
+        BytePrompts(secret=KeySecret.of(name)).keys("c", COMPLETION, request).keys for name in ("a", "a", "b")
+    ]
     assert keys[0] == keys[1]
     assert not set(keys[0]) & set(keys[2])
 
@@ -176,10 +178,10 @@ def test_a_gateway_draws_its_secret_or_takes_the_named_one():
 
     def keys(**options):
         gateway = Gateway(resolve({"worker_urls": ["http://127.0.0.1:1"], **options}))
-        return set(gateway.prompts.keys(COMPLETION, request).keys)
+        return set(gateway.prompts.keys("c", COMPLETION, request).keys)
 
     named = {"prefix_secret": "the same on all of them"}
     assert keys(**named) == keys(**named)
-    public = set(BytePrompts().keys(COMPLETION, request).keys)
+    public = set(BytePrompts(secret=NO_SECRET).keys("c", COMPLETION, request).keys)
     drawn = [keys(), keys(), keys(**named), public]
     assert len(set.union(*drawn)) == 40

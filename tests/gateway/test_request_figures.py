@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from fairlead.gateway.key_secret import NO_SECRET
 from fairlead.gateway.prompt import BytePrompts
 from fairlead.gateway.wire import CHAT, COMPLETION, EMBEDDING, decode
 from tests.gateway.mocks import MockWorker, answer, chat, plain, run, serving
@@ -83,8 +84,8 @@ def test_embeddings_have_no_output():
 
 def test_all_prompts_of_a_list_count_their_tokens():
     text = "word " * 80
-    one = BytePrompts().keys(COMPLETION, completion(text)).prompt_tokens
-    many = BytePrompts().keys(COMPLETION, completion([text] * 1000)).prompt_tokens
+    one = BytePrompts(secret=NO_SECRET).keys("c", COMPLETION, completion(text)).prompt_tokens
+    many = BytePrompts(secret=NO_SECRET).keys("c", COMPLETION, completion([text] * 1000)).prompt_tokens
     assert 1000 * (one - 1) <= many <= 1010 * one
 
 

@@ -21,6 +21,7 @@ from tokenizers import (
 )
 
 from fairlead.core.keys import seed_key, token_keys
+from fairlead.gateway.key_secret import NO_SECRET
 from fairlead.gateway.kv_view import KvView
 from fairlead.gateway.kv_wire import Stored
 from fairlead.gateway.prompt import Prompt
@@ -117,7 +118,7 @@ def test_cut_and_cached_is_the_same_as_whole(name: str, bits: list[str], special
     assert list(prompts.encode(text, special=special)) == whole, "from the cache"
 
 
-PROMPTS = {name: TokenPrompts(tokenizer, None) for name, tokenizer in ALL.items()}
+PROMPTS = {name: TokenPrompts(tokenizer, None, secret=NO_SECRET) for name, tokenizer in ALL.items()}
 
 
 def test_only_tokens_that_stand_alone_are_cut_at() -> None:
@@ -135,7 +136,7 @@ def test_cuts_are_given_up_if_the_trial_shows_a_difference(monkeypatch: pytest.M
                 tokens.append(7)
             return found
 
-    prompts = Contextual(byte_level(), None)
+    prompts = Contextual(byte_level(), None, secret=NO_SECRET)
     assert prompts._pieces("a<|end|>b") == ["a<|end|>b"]
     assert PROMPTS["byte level"]._pieces("a<|end|>b") == ["a", "<|end|>b"]
 
@@ -153,12 +154,12 @@ def asked_chat(*messages: Any, **more: Any) -> Asked:
 
 
 def chat(prompts: TokenPrompts, *messages: Any, **more: Any) -> Prompt:
-    return prompts.keys(CHAT, asked_chat(*messages, **more))
+    return prompts.keys("c", CHAT, asked_chat(*messages, **more))
 
 
 def complete(prompts: TokenPrompts, prompt: Any, **more: Any) -> Prompt:
     body = json.dumps({"model": "m", "prompt": prompt} | more).encode()
-    return prompts.keys(COMPLETION, decode(COMPLETION, body))
+    return prompts.keys("c", COMPLETION, decode(COMPLETION, body))
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def user(content: Any) -> dict[str, Any]:
 
 
 def test_a_chat_has_the_tokens_of_its_template(folder: Path) -> None:
-    prompts = load_prompts(folder)
+    prompts = load_prompts(folder, secret=NO_SECRET)
     text = "<|bos|><|start|>user\nhi there<|end|>\n<|start|>assistant\n"
     tokens = byte_level().encode(text, add_special_tokens=False).ids
     keys = token_keys(tokens, 16, SEED, prompts.digest)
@@ -174,7 +175,7 @@ def test_a_chat_has_the_tokens_of_its_template(folder: Path) -> None:
 
 
 def test_a_completion_gets_what_the_tokenizer_adds_and_tokens_are_taken_as_they_are(folder: Path) -> None:
-    prompts = load_prompts(folder, block_tokens=2)
+    prompts = load_prompts(folder, secret=NO_SECRET, block_tokens=2)
     tokens = byte_level().encode("hi there, fox", add_special_tokens=True).ids
     expected = complete(prompts, "hi there, fox")
     assert (expected.prompt_tokens, tokens[0]) == (len(tokens), 0)
@@ -185,7 +186,7 @@ def test_a_completion_gets_what_the_tokenizer_adds_and_tokens_are_taken_as_they_
 
 
 def test_requests_and_events_agree_on_the_keys(folder: Path) -> None:
-    prompts = load_prompts(folder, adapters={"ada": "m"})
+    prompts = load_prompts(folder, secret=NO_SECRET, adapters={"ada": "m"})
     tokens = list(range(100, 165))
     for lora, salt, extra in [
         (None, None, [None, None]),
@@ -201,26 +202,26 @@ def test_requests_and_events_agree_on_the_keys(folder: Path) -> None:
 
 
 def test_a_block_that_ends_with_the_prompt_is_no_hit_and_has_no_key(folder: Path) -> None:
-    prompts = load_prompts(folder)
+    prompts = load_prompts(folder, secret=NO_SECRET)
     counts = [len(complete(prompts, [5] * length).keys) for length in (15, 16, 17, 32, 33)]
     assert counts == [0, 0, 1, 1, 2]
 
 
 def test_much_new_text_wants_a_thread_and_little_does_not(folder: Path) -> None:
-    prompts = load_prompts(folder)
+    prompts = load_prompts(folder, secret=NO_SECRET)
     long = {"role": "system", "content": "fox " * INLINE_CHARS}
     one, another = asked_chat(long, user("one")), asked_chat(long, user("another"))
-    assert prompts.keys_now(CHAT, one) is None
-    first = prompts.keys(CHAT, one)
-    assert prompts.keys_now(CHAT, one) == first
-    other = prompts.keys_now(CHAT, another)
+    assert prompts.keys_now("c", CHAT, one) is None
+    first = prompts.keys("c", CHAT, one)
+    assert prompts.keys_now("c", CHAT, one) == first
+    other = prompts.keys_now("c", CHAT, another)
     assert other is not None
     assert other.keys[: len(first.keys) - 2] == first.keys[:-2]
     assert prompts.cache.hits > 4 * INLINE_CHARS
 
 
 def test_the_cache_is_bounded_by_its_text_and_drops_the_oldest() -> None:
-    prompts = TokenPrompts(byte_level(), None, cache_chars=30)
+    prompts = TokenPrompts(byte_level(), None, secret=NO_SECRET, cache_chars=30)
     for text in ("<|end|>aaaaa", "<|end|>bbbbb", "<|end|>aaaaa", "<|end|>ccccc"):
         prompts.encode(text, special=False)
     assert "<|end|>aaaaa" in prompts.cache
@@ -240,8 +241,11 @@ def test_the_cache_is_bounded_by_its_text_and_drops_the_oldest() -> None:
         (lambda p: complete(p, ["a", "b"]), "several prompts"),
         (lambda p: complete(p, [[1, 2], [3]]), "several prompts"),
         (lambda p: complete(p, []), "several prompts"),
-        (lambda p: p.keys_now(CHAT, asked_chat(user([{"type": "audio"}]))), "part of type 'audio'"),
-        (lambda p: p.keys(EMBEDDING, decode(EMBEDDING, b'{"model": "m", "input": "x"}')), "kind 'embedding'"),
+        (lambda p: p.keys_now("c", CHAT, asked_chat(user([{"type": "audio"}]))), "part of type 'audio'"),
+        (
+            lambda p: p.keys("c", EMBEDDING, decode(EMBEDDING, b'{"model": "m", "input": "x"}')),
+            "kind 'embedding'",
+        ),
         (lambda p: complete(p, [-1, 2] * 20), "token id"),
         (lambda p: complete(p, [2**40] * 20), "token id"),
         (lambda p: complete(p, "x", truncate_prompt_tokens=3), "'truncate_prompt_tokens'"),
@@ -250,7 +254,7 @@ def test_the_cache_is_bounded_by_its_text_and_drops_the_oldest() -> None:
 def test_a_prompt_that_cannot_be_told_has_no_keys_and_a_guessed_length(
     ask: Callable[[TokenPrompts], Prompt], reason: str, folder: Path
 ) -> None:
-    prompts = load_prompts(folder)
+    prompts = load_prompts(folder, secret=NO_SECRET)
     prompt = ask(prompts)
     assert prompt.keys == []
     assert prompt.prompt_tokens >= 1
@@ -260,17 +264,17 @@ def test_a_prompt_that_cannot_be_told_has_no_keys_and_a_guessed_length(
 
 def test_a_model_without_a_template_has_no_chats(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
-    prompts = load_prompts(folder)
+    prompts = load_prompts(folder, secret=NO_SECRET)
     assert chat(prompts, user("x")).keys == []
     assert "no chat template" in prompts.unknown_reason
 
 
 def test_a_folder_without_a_tokenizer_says_what_it_should_be(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
-        load_prompts(tmp_path)
+        load_prompts(tmp_path, secret=NO_SECRET)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match="cannot read the tokenizer"):
-        load_prompts(tmp_path)
+        load_prompts(tmp_path, secret=NO_SECRET)
 
 
 def test_without_the_extra_the_error_says_how_to_install_it(
@@ -280,4 +284,4 @@ def test_without_the_extra_the_error_says_how_to_install_it(
     with pytest.raises(
         TokenizerError, match=r"'tokenizers'; install it with: pip install 'fairlead\[tokenizer\]'"
     ):
-        load_prompts(tmp_path)
+        load_prompts(tmp_path, secret=NO_SECRET)

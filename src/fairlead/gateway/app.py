@@ -14,7 +14,7 @@ import msgspec
 from fairlead.config import Config
 from fairlead.core.model import Request
 from fairlead.gateway.flow import Flow
-from fairlead.gateway.identity import Identity, Unauthorized
+from fairlead.gateway.identity import Client, Identity, Unauthorized
 from fairlead.gateway.metrics import Exposition, Metrics
 from fairlead.gateway.prompt import Prompt
 from fairlead.gateway.scheduler import Scheduler
@@ -137,7 +137,8 @@ class Gateway:
         if served and asked.model not in served:
             raise BadRequest(f"the model '{asked.model}' does not exist", "model", "model_not_found", 404)
         parsed = perf_counter() if sampled else 0.0
-        prompt = self.prompts.keys_now(kind, asked)
+        name = self._client(sender, asked).name
+        prompt = self.prompts.keys_now(name, kind, asked)
         if prompt is None:
             later = asyncio.ensure_future(self._arrive_later(kind, exchange, sender, asked))
             self._arriving.add(later)
@@ -157,7 +158,8 @@ class Gateway:
         """Have a thread make a long prompt's keys; the client may be gone by then."""
         began = perf_counter()
         try:
-            prompt = await asyncio.to_thread(self.prompts.keys, kind, asked)
+            name = self._client(sender, asked).name
+            prompt = await asyncio.to_thread(self.prompts.keys, name, kind, asked)
             self.metrics.stages["keys"].observe(perf_counter() - began)
             if not exchange.gone:
                 self._arrive(exchange, sender, asked, prompt)
@@ -165,11 +167,13 @@ class Gateway:
             log.exception("a request with a long prompt could not be taken in")
             exchange.fail()
 
+    def _client(self, sender: Sender, asked: Asked) -> Client:
+        """Return whom a request is charged to."""
+        return self.identity.by_user(asked.user) if not sender.named and asked.user else sender.client
+
     def _arrive(self, exchange: Exchange, sender: Sender, asked: Asked, prompt: Prompt) -> None:
-        client, fields = sender.client, sender.fields
-        if not sender.named and asked.user:
-            client = self.identity.by_user(asked.user)
-            fields = sender.passed + client.fields
+        client = self._client(sender, asked)
+        fields = sender.fields if client is sender.client else sender.passed + client.fields
         rid = self._numbers = self._numbers + 1
         now = monotonic_ns() // 1000
         streamed = asked.stream is True

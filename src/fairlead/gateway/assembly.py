@@ -51,7 +51,7 @@ def make_prompts(config: Config, adapters: dict[str, str], secret: KeySecret) ->
     ``adapters`` names the base model of each LoRA adapter. The caller adds to it as workers list them.
     """
     if not config.tokenizer:
-        return BytePrompts(config.block_tokens, secret)
+        return BytePrompts(config.block_tokens, secret=secret)
     from fairlead.gateway.tokenizing import load_prompts  # noqa: PLC0415 - an optional extra
 
     tokens = load_prompts(Path(config.tokenizer), block_tokens=config.block_tokens, secret=secret)

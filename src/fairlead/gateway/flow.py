@@ -442,7 +442,7 @@ class Flow:
             scheduler.report_progress(self)  # what was seen of it counts
         now = scheduler.now_us()
         if prompt is not None:
-            scheduler.prompts.learn(self.model, self.prompt, prompt)
+            scheduler.prompts.learn(self.client.name, self.model, self.prompt, prompt)
             self.figures.prompt_tokens += prompt
             if cached is not None:
                 worker.count_hit(prompt, cached)

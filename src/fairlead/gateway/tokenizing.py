@@ -23,7 +23,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from fairlead.core.keys import Digest, seed_key, token_keys
-from fairlead.gateway.key_secret import NO_SECRET, KeySecret
+from fairlead.gateway.key_secret import KeySecret
 from fairlead.gateway.prompt import MOST_BLOCKS, Chain, Prompt, canonical
 from fairlead.gateway.wire import Asked, ChatAsked, CompletionAsked, Message
 
@@ -114,11 +114,11 @@ class TokenPrompts:
         tokenizer: "Tokenizer",
         template: "ChatTemplate | None",
         *,
+        secret: KeySecret,
         block_tokens: int = 16,
         digest: Digest = xxh3_64_intdigest,
         cache_chars: int = 32_000_000,
         adapters: Mapping[str, str] | None = None,
-        secret: KeySecret = NO_SECRET,
     ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -141,21 +141,21 @@ class TokenPrompts:
 
     def chain(self, kind: str, asked: Asked) -> Chain:
         """Return the prompt's keys and tokens, whatever it takes."""
-        prompt = self.keys(kind, asked)
+        prompt = self.keys("", kind, asked)
         return Chain(prompt.keys, prompt.prompt_tokens)
 
-    def prompt(self, asked: Asked, chain: Chain) -> Prompt:  # noqa: ARG002 - nothing is estimated
+    def prompt(self, client: str, asked: Asked, chain: Chain) -> Prompt:  # noqa: ARG002 - nothing is estimated
         """Return the prompt."""
         return Prompt(chain.keys, chain.size, float(self.block_tokens))
 
-    def keys(self, kind: str, asked: Asked) -> Prompt:
+    def keys(self, client: str, kind: str, asked: Asked) -> Prompt:  # noqa: ARG002 - all clients' are alike
         """Return the prompt's keys, whatever it takes. A prompt that cannot be told has none."""
         try:
             return self._prompt(*self._text(kind, asked), asked)
         except UnknownPromptError as error:
             return self._untold(asked, str(error))
 
-    def keys_now(self, kind: str, asked: Asked) -> Prompt | None:
+    def keys_now(self, client: str, kind: str, asked: Asked) -> Prompt | None:  # noqa: ARG002 - as above
         """Return the prompt's keys if that takes about a millisecond.
 
         None if it takes longer: then call ``keys``, in a thread.
@@ -168,7 +168,7 @@ class TokenPrompts:
         except UnknownPromptError as error:
             return self._untold(asked, str(error))
 
-    def learn(self, model: str, prompt: Prompt, prompt_tokens: int) -> None:
+    def learn(self, client: str, model: str, prompt: Prompt, prompt_tokens: int) -> None:
         """Ignore: there is nothing to learn about counts that are exact."""
 
     def _text(self, kind: str, asked: Asked) -> tuple[str | list[int], bool]:
@@ -209,7 +209,7 @@ class TokenPrompts:
     def _untold(self, asked: Asked, reason: str) -> Prompt:
         self.unknown += 1
         self.unknown_reason = reason
-        return Prompt([], max(1, len(canonical(asked)) // _BYTES_A_TOKEN), float(self.block_tokens))
+        return Prompt([], max(1, len(canonical(asked)[0]) // _BYTES_A_TOKEN), float(self.block_tokens))
 
     def encode(self, text: str, *, special: bool) -> "array[int]":
         """Return the tokens of ``text``; with ``special``, those that the tokenizer puts around it too."""
@@ -281,10 +281,10 @@ def _decoded(raw: msgspec.Raw) -> Any:
     return msgspec.json.decode(text) if text else None
 
 
-def load_prompts(folder: Path, **options: Any) -> TokenPrompts:
+def load_prompts(folder: Path, *, secret: KeySecret, **options: Any) -> TokenPrompts:
     """Make a ``TokenPrompts`` from a model's folder (``tokenizer.json`` and the chat template).
 
-    Raises ``TokenizerError``. ``options`` are those of ``TokenPrompts``.
+    Raises ``TokenizerError``. ``secret`` and ``options`` are those of ``TokenPrompts``.
     """
     try:
         # An extra, so imported only where it is asked for.
@@ -304,7 +304,7 @@ def load_prompts(folder: Path, **options: Any) -> TokenPrompts:
         template = load_template(folder)
     except Exception as error:  # noqa: BLE001 - the library raises plain Exception for a malformed file
         raise TokenizerError(f"cannot read the tokenizer in {folder}: {error}") from None
-    return TokenPrompts(tokenizer, template, **options)
+    return TokenPrompts(tokenizer, template, secret=secret, **options)
 
 
 def safe_cuts(tokenizer: "Tokenizer") -> list[str]:
