@@ -40,7 +40,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fairlead.core.model import BlockKey, ClientId, Request, RequestId
 from fairlead.core.ordering import OrderingContext, make_ordering
-from fairlead.core.ordering.base import Ordering, Waiting
+from fairlead.core.ordering.base import Ordering, QueuedRequest
 from fairlead.engine.decode_batch import DecodeBatch
 from fairlead.engine.kv import KVPool
 from fairlead.engine.profiles import Profile
@@ -169,7 +169,7 @@ class Engine:
             unnamed = max(0, (total - 1) // block - len(request.keys) - len(output_keys))
             self._unnamed -= unnamed
             answer = output_keys, range(self._unnamed, self._unnamed + unnamed)
-        item = Waiting(request, self._arrivals)
+        item = QueuedRequest(request, self._arrivals)
         self._arrivals += 1
         self._sequences[request.rid] = seq = EngineSequence(item, output_tokens, answer)
         if self._ahead and self._under_way:
@@ -179,7 +179,7 @@ class Engine:
         if now >= self._next_tick:
             self._tick(now)
 
-    def _push(self, item: Waiting) -> None:
+    def _push(self, item: QueuedRequest) -> None:
         self._queue.push(item, self.pool.match(item.request.keys) if self.ordering.uses_match else 0)
 
     def cancel(self, rid: RequestId) -> bool:
@@ -437,7 +437,7 @@ class Engine:
             return self._fits(self._preempted[0])
         return len(self._queue) > 0
 
-    def _item_fits(self, item: Waiting) -> bool:
+    def _item_fits(self, item: QueuedRequest) -> bool:
         return self._fits(self._sequences[item.rid])
 
     def _fits(self, seq: EngineSequence) -> bool:

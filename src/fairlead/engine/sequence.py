@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fairlead.core.model import BlockKey, ClientId
-from fairlead.core.ordering.base import Waiting
+from fairlead.core.ordering.base import QueuedRequest
 from fairlead.engine.kv import Run
 
 # Where it is.
@@ -40,7 +40,9 @@ class EngineSequence:
         "state",
     )
 
-    def __init__(self, item: Waiting, output_tokens: int, answer: tuple[Sequence[BlockKey], range]) -> None:
+    def __init__(
+        self, item: QueuedRequest, output_tokens: int, answer: tuple[Sequence[BlockKey], range]
+    ) -> None:
         self.item = item
         self.rid = item.rid
         self.output_tokens = output_tokens

@@ -40,7 +40,6 @@ class QueuedRequest:
         return f"<QueuedRequest {self.rid} {self.client} matched={self.matched}/{len(self.keys)}>"
 
 
-Waiting = QueuedRequest
 Fits = Callable[[QueuedRequest], bool]
 Matched = Callable[[Sequence[BlockKey]], int]
 """Leading blocks of a prompt that one worker caches now."""

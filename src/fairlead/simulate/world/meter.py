@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import cast
 
 from fairlead.core.model import ClientId, Costs
-from fairlead.core.ordering.base import Matched, Ordering, Queue, Waiting
+from fairlead.core.ordering.base import Matched, Ordering, Queue, QueuedRequest
 
 
 class Meter:
@@ -52,7 +52,7 @@ class Metered:
         self._free = ordering.name in {"fcfs", "lpm"}
         """The ordering keeps no books, so it need not be told."""
 
-    def admitted(self, number: int, item: Waiting, extend_tokens: int) -> float:
+    def admitted(self, number: int, item: QueuedRequest, extend_tokens: int) -> float:
         """Count the prompt work."""
         self._meter.add(item.client, self._extend * extend_tokens)
         return self._ordering.admitted(number, item, extend_tokens)
