@@ -1,4 +1,4 @@
-"""Simulation against reality: the same arrivals simulated and measured, and by how much they differ."""
+"""Compares simulations with measured runs of the same arrivals."""
 
 import statistics
 from collections.abc import Iterable
@@ -71,7 +71,7 @@ class Pair:
 
 
 def pairs(study: Study, load: float) -> list[Pair]:
-    """Return every simulation at the load with each replay that it may be held against."""
+    """Return every simulation at the load, with each replay that it may be compared with."""
     groups = study.at(load)
     found = []
     for measured in (group for group in groups if group.live):
@@ -83,7 +83,7 @@ def pairs(study: Study, load: float) -> list[Pair]:
 
 
 def _alike(measured: Iterable[Result], simulated: Result) -> bool:
-    """Return whether policies agree where the replay was told which ones serve there."""
+    """Return whether the policies are the same, if the replay names its own."""
     return all(
         replay[name] in {"live", simulated[name]} for replay in measured for name in ("policy", "order")
     )
@@ -115,6 +115,6 @@ def compared(study: Study, load: float) -> list[Table]:
     """Return the study's main tables: simulations against what was measured, then policies side by side."""
     found = pairs(study, load)
     tables = [accuracy(pair) for pair in found]
-    if len(found) != 1 or len(study.at(load)) > 2:  # one pair's table has said it all
+    if len(found) != 1 or len(study.at(load)) > 2:  # one pair's table says everything
         tables.append(comparison(study, load))
     return tables

@@ -10,7 +10,7 @@ from fairlead.report.study import GAP, HIT_RATE, JAIN, THROUGHPUT, Measure, Stud
 from fairlead.report.svg import RIGHT, Plot, Point, axis, dash, room_for, series
 
 MOST_LINES = 40
-"""Clients drawn, by service; more would be a smear."""
+"""Most clients that are drawn, those with most service; more lines could not be told apart."""
 LABELLED = (4, 2)
 """Clients named in a plot: those with most and with least service, besides the misbehaving ones."""
 MOST_ENDS = 6
@@ -35,7 +35,7 @@ def distribution(study: Study, load: float, metric: str, *, victims: bool = Fals
     if not curves:
         return ""
     name, whose = metric.upper(), " of all who behaved" if victims else ""
-    xs = [x for _, _, points in curves for x, _ in points[2:]]  # the luckiest percent would stretch the axis
+    xs = [x for _, _, points in curves for x, _ in points[2:]]  # the fastest percent would stretch the axis
     medians = "; ".join(f"{p}: median {duration(points[len(points) // 2][0])}" for _, p, points in curves)
     plot = Plot(
         f"{metric}-cdf-{'victims-' if victims else ''}{_id(study, load)}",

@@ -25,8 +25,8 @@ def field_names(metric: str) -> list[str]:
 def describe(metric: str, ordered_us: Sequence[float]) -> dict[str, float | None]:
     """Return mean, median, standard deviation (of the whole sample) and percentiles, in milliseconds.
 
-    ``ordered_us``: the sample in microseconds, ascending. All values are None for an empty sample: a
-    latency that nobody saw is not 0.
+    ``ordered_us``: the sample in microseconds, ascending. All values are None for an empty sample:
+    a latency that was not measured is not 0.
     """
     names = field_names(metric)
     if not ordered_us:

@@ -1,4 +1,4 @@
-"""How evenly service was shared: max-min shares, Jain's index, gaps inside windows of time."""
+"""Measures of fairness: max-min shares, Jain's index, gaps inside windows of time."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 WINDOW_US = 60_000_000
 CELLS = 400_000
-"""Clients times windows looked at, about: long runs of many clients take fewer, wider-spaced windows."""
+"""About how many (client, window) pairs are looked at: long runs of many clients use fewer windows."""
 
 
 def jain(values: Sequence[float]) -> float:

@@ -109,7 +109,7 @@ def _loads(study: Study) -> str:
 
 def _pareto(study: Study, load: float) -> str:
     if any(group.live for group in study.at(load)):
-        return ""  # a client sees gaps only now and then: they are not those that a dispatcher counts
+        return ""  # a replay samples the gap: it is not the one that a dispatcher counts
     drawings = [
         _figure(charts.pareto(study, load, GAP), "Where points are joined, none is better in both"),
         _figure(charts.pareto(study, load, JAIN), "Jain's index of service over fair share"),

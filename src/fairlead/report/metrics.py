@@ -105,7 +105,7 @@ def _clients(run: Run, tallies: list[Tally], costs: Costs) -> list[dict[str, Any
 
 
 def _victims(run: Run, tallies: list[Tally], costs: Costs) -> dict[str, Any] | None:
-    """Return the pooled figures of all who behaved; None where nobody misbehaved."""
+    """Return the figures of all clients that behave, pooled; None if nobody misbehaves."""
     if not run.misbehaving:
         return None
     misbehaving = set(run.misbehaving)

@@ -113,4 +113,4 @@ class Run:
     elapsed_s: float = 0.0
     """Wall time that the simulation took."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Every option that shaped the run, for whoever wants to repeat it."""
+    """Every option that shaped the run, so that it can be repeated."""

@@ -1,4 +1,4 @@
-"""What an ordering guarantees for a run's sizes: the bound that the measured service gap is held to.
+"""The bound on the service gap that an ordering guarantees, for the sizes in a run.
 
 For two clients that are backlogged together, in service units over weight. docs/policies/ordering.md
 proves them. The safe form U = w_e * L + w_q * M is used, with L the longest prompt and M the most
@@ -26,7 +26,7 @@ class Sizes:
 
 
 def bound(settings: Settings, sizes: Sizes) -> tuple[float, str]:
-    """Return the bound and how it comes about; 0 and why not, where nothing is guaranteed."""
+    """Return the bound and its formula; 0 and the reason, if nothing is guaranteed."""
     name, given = parse_spec(settings.order)
     values = ORDERINGS.resolve(name, given)
     if name not in {"dlpm", "vtc"}:

@@ -1,4 +1,4 @@
-"""Everything that shapes a simulation, and how its parts are made from it."""
+"""The options of a simulation, and how its parts are made from them."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -49,9 +49,9 @@ class Settings:
     hop_us: int = 500
     """From the dispatcher to an engine, and back. At least 1."""
     exact_cache: bool = False
-    """The dispatcher hears of each engine's cache by events, instead of guessing from what it sent."""
+    """Whether the dispatcher follows each engine's cache by events, instead of approximating it."""
     stale_us: int = 0
-    """How much later than the clients the dispatcher hears what engines did."""
+    """By how much the dispatcher hears later than the clients of what engines did."""
     client_timeout_us: int = 0
     """Clients hang up after so long without an end; 0: never."""
     cancel_share: float = 0.0
@@ -65,7 +65,7 @@ class Settings:
     interval_us: int = 1_000_000
     """Between two samples of the series."""
     until_us: int = 0
-    """When to stop, whatever is under way; 0: when all is done."""
+    """When to stop, even if requests are running; 0: when all is done."""
     async_scheduling: bool = True
     """Engines schedule a step while the one before it runs, as vLLM does by default on GPUs."""
     fast_forward: bool = True

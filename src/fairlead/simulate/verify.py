@@ -34,7 +34,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Verdict:
-    """What a replay found."""
+    """The result of a replay."""
 
     events: Counter[str] = field(default_factory=Counter)
     """Replayed, by name."""

@@ -1,4 +1,4 @@
-"""Where traces lie: plain, gzip or zstd files, tar archives of files, and folders.
+"""Opens what traces are stored in: plain, gzip or zstd files, tar archives of files, and folders.
 
 The kind is found by content, never by the name's ending. Everything is streamed.
 """

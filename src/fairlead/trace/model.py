@@ -19,9 +19,9 @@ class Turn(NamedTuple):
     """One request of a session."""
 
     prompt_tokens: int
-    """All of them, the conversation so far included. At least 1."""
+    """Prompt tokens, with the conversation so far. At least 1."""
     output_tokens: int
-    """How many the model will generate. At least 1. No policy ever sees it."""
+    """Tokens that the model will generate, at least 1. No policy ever sees it."""
     keys: Sequence[BlockKey] = ()
     """Chained keys of the prompt's full blocks, of ``Trace.block_tokens`` tokens each."""
     output_keys: Sequence[BlockKey] = ()

@@ -1,4 +1,4 @@
-"""From what a command line says to a ``Trace``: a file or a generator, clients, an attack, a length."""
+"""Makes a ``Trace`` from what a command line says: a file or a generator, clients, an attack, a length."""
 
 import argparse
 from collections.abc import Mapping

@@ -23,7 +23,7 @@ from fairlead.trace.model import Trace, TraceError
 from fairlead.trace.workload import add_workload_arguments, workload_from
 
 LONG = 20_000
-"""Requests from which on it is worth telling that there is a faster form."""
+"""From this many requests on, the command says that there is a faster, compiled form."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -57,7 +57,7 @@ class Watch:
         )
 
     def sum_up(self) -> None:
-        """Tell where the results came from."""
+        """Print how many results were simulated, and how many were read."""
         state = self._state
         if state.doing != "cells" or not state.total:
             return

@@ -26,7 +26,7 @@ _NOT_OF_THE_FLEET = (
     "policy", "order", "seed", "faults", "topology", "queue_timeout_us", "cancel_share", "client_timeout_us",
     "interval_us", "until_us", "max_queued", "stale_us", "exact_cache",
 )  # fmt: skip
-"""Settings without a say in the maximum load. One that is missing here costs a measurement too many."""
+"""Settings that do not change the maximum load. If one is missing here, the maximum is measured once more."""
 
 
 def code_hash() -> str:

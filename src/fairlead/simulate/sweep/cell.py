@@ -112,7 +112,7 @@ V = TypeVar("V")
 
 
 class _Recent(Generic[V]):
-    """The last few values made: traces are large, and a process works off one after the other."""
+    """Keeps the last few values: traces are large, and a process uses one after the other."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -121,7 +121,9 @@ class _Recent(Generic[V]):
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
         """Return the value of ``key``, made if it is not here."""
         if key not in self._values:
-            while len(self._values) >= self._most:  # before, so that two large ones are not here at once
+            while (
+                len(self._values) >= self._most
+            ):  # first, so that two large ones are never in memory together
                 self._values.popitem(last=False)
             self._values[key] = make()
         self._values.move_to_end(key)

@@ -1,4 +1,4 @@
-"""Work for several processes: one fault does not lose the rest, and none outlives its parent."""
+"""Runs work in several processes. A fault loses one piece only, and no process outlives its parent."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 TICK_S = 0.25
-"""How often the caller gets a turn, to show progress."""
+"""Seconds after which the caller gets control, to show progress."""
 
 
 class Work(NamedTuple):
@@ -156,7 +156,7 @@ class _Worker:
             return place, Failure(f"its process ended unasked ({how}{hint})")
 
     def end(self) -> None:
-        """Wait for the end of the process, and insist."""
+        """Wait for the end of the process; kill it if that takes too long."""
         self.process.join(2)
         if self.process.is_alive():
             self.process.kill()
@@ -175,7 +175,7 @@ def _no_interrupt() -> Iterator[None]:
 
 
 def _new_process(pipe: Connection) -> BaseProcess:
-    """Fork where nothing else runs in this process: it is quick, and keeps to the code loaded by now."""
+    """Choose to fork if no other thread runs here: it is quick, and uses the code that is loaded already."""
     if sys.platform == "linux" and threading.active_count() == 1:
         return multiprocessing.get_context("fork").Process(target=_serve, args=(pipe,), daemon=True)
     return multiprocessing.get_context("spawn").Process(target=_serve, args=(pipe,), daemon=True)

@@ -1,7 +1,7 @@
-"""What a seed draws from a workload that is one recording and not a distribution.
+"""What a seed draws from a recorded workload, which is not a distribution.
 
 A generator makes everything anew from its seed. A trace is the same for every seed, so that a confidence
-interval over seeds alone would only tell of clients' names and the policies' own dice. Two samples say
+interval over seeds alone would speak only of clients' names and the policies' random numbers. Two samples say
 more, and each is labelled with what it leaves as it was:
 
 - ``gaps``: the same requests in the same order, so that prefixes meet as they did, at other times: gaps

@@ -1,4 +1,4 @@
-"""Who asks in a simulated world: sessions, the turns that an answer releases, and requests under way."""
+"""The clients of a simulated world: sessions, the turns that an answer releases, and running requests."""
 
 from random import Random
 from typing import Final
@@ -12,7 +12,7 @@ from fairlead.simulate.world.recorder import Rows
 from fairlead.simulate.world.service_gap import GapTracker
 from fairlead.trace.model import Session, Trace, Turn
 
-_FORGET_US: Final = 10_000_000  # within which a fickle client hangs up
+_FORGET_US: Final = 10_000_000  # a client that hangs up early does it within this time
 
 
 class ActiveSession:
@@ -56,11 +56,11 @@ class ActiveRequest:
         self.reported = 0
         """Output tokens that the dispatcher knows of."""
         self.queued = True
-        """It has not been admitted to a batch yet."""
+        """Whether it still waits to be admitted to a batch."""
 
 
 class Clients:
-    """The workload as it unfolds, and what each client got of it. Knows nothing of workers.
+    """Plays the workload, and records what each client gets. It does not know the workers.
 
     ``meter`` numbers the clients.
     """
@@ -76,7 +76,7 @@ class Clients:
         self.demand = [0.0] * len(self.names)
         """Service units that each client asked for so far."""
         self.ends: list[tuple[int, int]] | None = None
-        """Set to a list, it gets each request's session start, and how long after that it ended."""
+        """If it is a list, (session start, time from there to the end) of each request is appended to it."""
         self.coming_turns = 0
         """Turns that will come: released, with their delay still running."""
         self.abandoned = 0

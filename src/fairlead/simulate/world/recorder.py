@@ -17,7 +17,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.columns = columns = Requests()
-        # They grow in place. Found here they are quicker to write to than there.
+        # The columns grow in place; as attributes here they are quicker to reach
         self.client, self.arrived, self.sent = columns.client, columns.arrived, columns.sent
         self.first, self.ended, self.outcome = columns.first, columns.ended, columns.outcome
         self.prompt, self.cached, self.output = columns.prompt, columns.cached, columns.output

@@ -8,13 +8,13 @@ so the worst one is the range of W_f/w_f - W_g/w_g while both stay backlogged.
 from collections.abc import Sequence
 
 EVERY = 32
-"""Up to so many backlogged clients, all pairs are looked at whenever an engine's step ends."""
+"""With at most this many backlogged clients, all pairs are compared at every end of a step."""
 SPARSE_US = 100_000
-"""With more of them, only every so often."""
+"""With more clients, pairs are compared only at every so-manieth end."""
 
 
 class _Pair:
-    """Two clients that are backlogged, and between what their difference was since both are."""
+    """Two backlogged clients, and the range of their difference since both are backlogged."""
 
     __slots__ = ("high", "low", "one", "other")
 

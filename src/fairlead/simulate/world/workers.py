@@ -1,4 +1,4 @@
-"""Who serves in a simulated world: engines, their steps, and requests at each. They die and return."""
+"""The workers of a simulated world: engines, their steps and requests, and their deaths and returns."""
 
 from fairlead.core.events import WorkerUp
 from fairlead.core.model import Limits
@@ -16,7 +16,7 @@ from fairlead.simulate.world.recorder import Gaps
 
 
 class Workers:
-    """The engines by slot, and what they did. Knows nothing of the dispatcher."""
+    """The engines by slot, and what they did. It does not know the dispatcher."""
 
     def __init__(self, settings: Settings, heap: Heap, clients: Clients, meter: Meter) -> None:
         self.runs: list[EngineRun | None] = [None] * settings.workers

@@ -1,6 +1,6 @@
 """The simulated world: clients, the production dispatcher, and engine models, in virtual time.
 
-What passes through: a session's turn arrives -> ``Arrived`` -> ``Dispatch`` -> a hop later the engine has
+The way of a request: a session's turn arrives -> ``Arrived`` -> ``Dispatch`` -> a hop later the engine has
 it -> the engine's steps end -> a hop later the client and the dispatcher hear of tokens and ends ->
 the answer releases the session's next turns.
 
@@ -74,9 +74,9 @@ class World:
             NOTICED: self._noticed,
             RETURNS: self._returns,
         }
-        """Of what comes rarely."""
+        """Handlers of the rare kinds of events, by kind."""
         self._more = True
-        """Sessions are still to start."""
+        """Whether sessions are still to start."""
         self._hop_us, self._back_us = settings.hop_us, settings.hop_us + settings.stale_us
         self._stale, self._exact_cache = settings.stale_us > 0, settings.exact_cache
         self._fickle = bool(settings.client_timeout_us or settings.cancel_share)
