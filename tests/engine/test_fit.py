@@ -1,8 +1,11 @@
 """Fitting the step-time formula: known coefficients come back, bad tables are named."""
 
 import json
+import math
 import random
 import re
+import sys
+from collections import Counter
 from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
@@ -14,12 +17,12 @@ from hypothesis import strategies as st
 from fairlead.cli import main
 from fairlead.engine.fit import (
     COEFFICIENTS,
+    WEIGHTS,
     FitError,
     Sample,
     errors_of,
     fit_steps,
     kind_of,
-    nonnegative_least_squares,
 )
 from fairlead.engine.fit_tables import DRAWN_SEQS, KernelTables, Line, read_steps
 from fairlead.engine.measured import read_run, replay
@@ -156,19 +159,41 @@ def test_too_few_steps_are_refused() -> None:
         fit_steps([Sample(w, us(KNOWN, w)) for w in works(8) if kind_of(w) == "prefill"])
 
 
-@given(st.lists(st.lists(st.integers(-5, 5), min_size=3, max_size=3), min_size=3, max_size=8), st.data())
-def test_least_squares_meet_the_conditions_of_an_optimum(rows: list[list[int]], data: st.DataObject) -> None:
-    """No gain from any column at 0 that is not spanned by the others, none from changing one above 0."""
-    target = data.draw(st.lists(st.integers(-9, 9), min_size=len(rows), max_size=len(rows)))
-    matrix = [[float(sum(r[i] * r[j] for r in rows)) for j in range(3)] for i in range(3)]
-    vector = [float(sum(r[i] * t for r, t in zip(rows, target, strict=True))) for i in range(3)]
-    x = nonnegative_least_squares(matrix, vector)
-    assert min(x) >= 0
-    for i in range(3):
-        gain = vector[i] - sum(matrix[i][j] * x[j] for j in range(3))
-        assert gain < 1e-4
-        if x[i] > 1e-6:
-            assert abs(gain) < 1e-4
+def test_without_scipy_the_command_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(*work, us(KNOWN, work)) for work in works(9)]
+    table = tmp_path / "steps.csv"
+    head = "decode_seqs,decode_context,prefill_tokens,prefill_area,step_us\n"
+    table.write_text(head + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    assert main(["profile", "fit", str(table), "--like", "llama-3.1-8b-h100"]) == 2
+    assert "pip install 'fairlead[fit]'" in capsys.readouterr().err
+
+
+@given(st.integers(0, 1_000), st.sampled_from([1.0, 3.0]))
+@settings(max_examples=20)
+def test_a_fit_cannot_be_bettered_by_changing_one_coefficient(seed: int, noise: float) -> None:
+    """Around the solution the weighted squares grow whichever coefficient moves: it is an optimum."""
+    rng = random.Random(seed)
+    samples = [
+        Sample(work, us(KNOWN, work) * math.exp(rng.gauss(0, noise / 100))) for work in works(seed, 200)
+    ]
+    counts = Counter(kind_of(sample.work) for sample in samples)
+    fit = fit_steps(samples, KNOWN.head_us)
+
+    def squares(steps: StepTime) -> float:
+        return sum(
+            WEIGHTS[kind_of(work)] / counts[kind_of(work)] * (us(steps, work) / measured - 1) ** 2
+            for work, measured in samples
+        )
+
+    least = squares(fit.steps)
+    for name in COEFFICIENTS:
+        value = getattr(fit.steps, name)
+        assert value >= 0
+        for factor in (0.999, 1.001):
+            assert squares(replace(fit.steps, **{name: value * factor})) > least * (1 - 1e-6), name
 
 
 def test_line_is_linear_between_points_and_flat_beyond() -> None:

@@ -4,8 +4,7 @@ The formula is the larger of two linear forms: the floor (W + t_seq·s, when rea
 and the slope (a + b·n), each with the terms for context and pairs. Which of the two a step belongs to
 follows from the coefficients, so assigning steps and solving for coefficients alternate until they agree
 (A. Magnani, S. Boyd, Convex piecewise-linear fitting, 2009), from several starts; the best is kept. Each
-solution is a least square of the relative error with no coefficient below zero (C. Lawson, R. Hanson,
-Solving least squares problems, 1974), from the normal equations: seven unknowns, so no library is needed.
+solution is a least square of the relative error with no coefficient below zero (SciPy's ``nnls``).
 
 However many steps there are of a kind, each kind has a fixed weight (``WEIGHTS``): an engine under load
 spends most of its time on steps that only decode, then on mixed ones.
@@ -14,7 +13,7 @@ spends most of its time on steps that only decode, then on mixed ones.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fairlead.engine.profiles import MIXED_RATIO
 from fairlead.engine.steptime import PS_PER_US, StepTime, Work
@@ -36,8 +35,8 @@ WEIGHTS = {"decode": 4, "prefill": 1, "mixed": 2}
 """What each kind of step weighs in the sum of squares."""
 _STARTS = 6
 _ROUNDS = 40
-_DEPENDENT = 1e-9
-"""A column with less than this share of its square left, given the others, says nothing new."""
+_EQUAL = 1e-12
+"""Share of the targets' squares by which errors differ for rounding alone."""
 
 
 class FitError(ValueError):
@@ -89,8 +88,7 @@ def fit_steps(samples: Sequence[Sample], head_us: float = 0) -> Fit:
     _check(samples)
     counts = Counter(kind_of(sample.work) for sample in samples)
     problem = _Problem(samples, counts, head_us)
-    best = min((problem.solve(kink) for kink in _kinks(samples)), key=lambda found: found[0])
-    values = dict(zip(COEFFICIENTS, best[1], strict=True))
+    values = dict(zip(COEFFICIENTS, problem.best(_kinks(samples)), strict=True))
     notes = _fill(values, counts)
     steps = StepTime(**values, head_us=head_us, cpu_us=0)
     gap = values["weights_us"] - values["base_us"]
@@ -161,111 +159,49 @@ class _Problem:
     """The steps of a fit, each row and its target divided by the measured time and weighted."""
 
     def __init__(self, samples: Sequence[Sample], counts: Counter[str], head_us: float) -> None:
-        self.sizes = [s.work.decode_seqs + s.work.prefill_tokens for s in samples]
-        self.rows: list[tuple[_Row, _Row]] = []
-        self.targets: list[float] = []
-        for work, us in samples:
-            kind = kind_of(work)
-            scale = (WEIGHTS[kind] / counts[kind]) ** 0.5 / us
-            low, high = _sides(work)
-            self.rows.append((tuple(v * scale for v in low), tuple(v * scale for v in high)))
-            self.targets.append((us - head_us) * scale)
+        self._np, self._nnls = _libraries()
+        array = self._np.array
+        kinds = [kind_of(work) for work, _ in samples]
+        scale = array([(WEIGHTS[kind] / counts[kind]) ** 0.5 for kind in kinds]) / [us for _, us in samples]
+        sides = [_sides(work) for work, _ in samples]
+        self._sizes = array([work.decode_seqs + work.prefill_tokens for work, _ in samples])
+        self._floor = array([floor for floor, _ in sides]) * scale[:, None]
+        self._slope = array([slope for _, slope in sides]) * scale[:, None]
+        self._targets = array([us - head_us for _, us in samples]) * scale
+
+    def best(self, kinks: Iterable[int]) -> list[float]:
+        """Return the coefficients of the least error over these starts; of equally good ones, the fewest."""
+        found = [self.solve(kink) for kink in kinks]
+        enough = min(error for error, _ in found) + _EQUAL * float(self._targets @ self._targets)
+        return min((values for error, values in found if error <= enough), key=self._np.count_nonzero)
 
     def solve(self, kink: int) -> tuple[float, list[float]]:
         """Return the least error and its coefficients, when steps below ``kink`` tokens start as floor."""
-        side = [int(size >= kink) for size in self.sizes]
-        width = len(COEFFICIENTS)
-        matrix = [[0.0] * width for _ in range(width)]
-        vector = [0.0] * width
-        for rows, target, chosen in zip(self.rows, self.targets, side, strict=True):
-            _add(matrix, vector, rows[chosen], target, 1)
-        best = (float("inf"), [0.0] * width)
+        best = (float("inf"), [0.0] * len(COEFFICIENTS))
+        sloped = self._sizes >= kink
         for _ in range(_ROUNDS):
-            values = nonnegative_least_squares(matrix, vector)
-            total = 0.0
-            moved = False
-            for i, (rows, target) in enumerate(zip(self.rows, self.targets, strict=True)):
-                low, high = (sum(map(float.__mul__, values, row)) for row in rows)
-                total += (max(low, high) - target) ** 2
-                if (high >= low) != side[i]:
-                    _add(matrix, vector, rows[side[i]], target, -1)
-                    side[i] = 1 - side[i]
-                    _add(matrix, vector, rows[side[i]], target, 1)
-                    moved = True
-            best = min(best, (total, values))
-            if not moved:
+            values = self._solve(self._np.where(sloped[:, None], self._slope, self._floor))
+            low, high = self._floor @ values, self._slope @ values
+            error = float(((self._np.maximum(low, high) - self._targets) ** 2).sum())
+            best = min(best, (error, values.tolist()))
+            before, sloped = sloped, high >= low
+            if (before == sloped).all():
                 break
         return best
 
-
-def _add(matrix: list[list[float]], vector: list[float], row: _Row, target: float, sign: int) -> None:
-    """Add one row to the normal equations, or take it out (``sign`` -1)."""
-    for i, value in enumerate(row):
-        if value:
-            value *= sign
-            vector[i] += value * target
-            line = matrix[i]
-            for j, other in enumerate(row):
-                line[j] += value * other
+    def _solve(self, rows: Any) -> Any:
+        """Return x >= 0 with the least |rows x - targets|; 0 for columns that depend on the others."""
+        lengths = self._np.linalg.norm(rows, axis=0)  # so that one threshold serves for all columns
+        lengths[lengths == 0] = 1
+        values, _ = self._nnls(rows / lengths, self._targets)
+        return values / lengths
 
 
-def nonnegative_least_squares(matrix: Sequence[Sequence[float]], vector: Sequence[float]) -> list[float]:
-    """Return x >= 0 that minimises x'Ax - 2b'x, for A = X'X (``matrix``) and b = X'y (``vector``).
-
-    Columns that depend on those already used stay 0. Lawson and Hanson's active sets.
-    """
-    width = len(vector)
-    scale = [matrix[i][i] ** 0.5 if matrix[i][i] > 0 else 0.0 for i in range(width)]
-    # With every column scaled to length 1, one threshold serves for all of them.
-    a = [
-        [matrix[i][j] / (scale[i] * scale[j]) if scale[i] and scale[j] else 0.0 for j in range(width)]
-        for i in range(width)
-    ]
-    b = [vector[i] / scale[i] if scale[i] else 0.0 for i in range(width)]
-    tolerance = 1e-10 * max(map(abs, b), default=0.0)
-    x = [0.0] * width
-    used: list[int] = []
-    useless = {i for i in range(width) if not scale[i]}
-    while True:
-        gain = {
-            i: b[i] - sum(a[i][j] * x[j] for j in used)
-            for i in range(width)
-            if i not in used and i not in useless
-        }
-        best = max(gain, key=gain.__getitem__, default=None)
-        if best is None or gain[best] <= tolerance:
-            return [value / factor if factor else 0.0 for value, factor in zip(x, scale, strict=True)]
-        solution = _solve(a, b, [*used, best])
-        if solution is None or solution[best] <= 0:
-            useless.add(best)
-            continue
-        used.append(best)
-        while min(solution.values()) <= 0:
-            # Go towards the solution until the first value reaches 0, which then leaves.
-            step = min(x[i] / (x[i] - v) for i, v in solution.items() if v <= 0)
-            x = [x[i] + step * (solution[i] - x[i]) if i in solution else 0.0 for i in range(width)]
-            used = [i for i in used if x[i] > 1e-14]
-            solution = _solve(a, b, used) or dict.fromkeys(used, 1e-14)
-        x = [solution.get(i, 0.0) for i in range(width)]
-        # What could not enter may do so now, unless nothing has changed but for rounding.
-        useless = {i for i in useless if not scale[i]} if best in used else {*useless, best}
-
-
-def _solve(a: list[list[float]], b: list[float], used: list[int]) -> dict[int, float] | None:
-    """Return the solution of the chosen rows and columns by Cholesky; None if they are dependent."""
-    lower: list[list[float]] = []
-    forward: list[float] = []
-    for i in used:
-        line: list[float] = []
-        for k, j in enumerate(used[: len(lower)]):
-            line.append((a[i][j] - sum(map(float.__mul__, line, lower[k][:k]))) / lower[k][k])
-        pivot = a[i][i] - sum(v * v for v in line)
-        if pivot < _DEPENDENT:
-            return None
-        forward.append((b[i] - sum(map(float.__mul__, line, forward))) / pivot**0.5)
-        lower.append([*line, pivot**0.5])
-    solution: dict[int, float] = {}
-    for k in reversed(range(len(used))):
-        known = sum(lower[m][k] * solution[used[m]] for m in range(k + 1, len(used)))
-        solution[used[k]] = (forward[k] - known) / lower[k][k]
-    return solution
+def _libraries() -> tuple[Any, Any]:
+    """Return NumPy and SciPy's solver: only fitting needs them, and they take long to import."""
+    try:
+        import numpy as np  # noqa: PLC0415
+        from scipy.optimize import nnls  # noqa: PLC0415
+    except ImportError:
+        raise FitError("fitting needs SciPy: pip install 'fairlead[fit]'") from None
+    return np, nnls
