@@ -28,7 +28,10 @@ def history(routing: str, ordering: str, seed: int, steps: int = 150, *, check: 
         ordering,
         ordering_params={"quantum": rng.choice([1, 50, 4000])} if ordering == "dlpm" else {},
         settings=Settings(
-            max_queued=rng.choice([6, 1000]), queue_timeout_us=rng.choice([0, 2_000_000]), max_attempts=2
+            max_queued=rng.choice([6, 1000]),
+            queue_timeout_us=rng.choice([0, 2_000_000]),
+            max_attempts=2,
+            first_token_patience=rng.choice([0.0, 0.1]),
         ),
         weights=WEIGHTS,
     )

@@ -109,3 +109,99 @@ def test_a_victim_goes_next_however_much_of_the_flood_waits() -> None:
             order.append(command.rid)
             running.append(command.rid)
     assert order.index(99) <= 8192 // 2_000, "the flood has at most one quantum of credit left to spend first"
+
+
+# --- streams whose first token nobody recognises -----------------------------------------------
+
+
+def known(rate: float) -> Prefilling:
+    """A worker that was seen to compute ``rate`` tokens a microsecond."""
+    p = Prefilling(200_000, patience=2.0)
+    p.begin(1_000, 0)
+    p.computed(1_000, round(1_000 / rate))
+    return p
+
+
+def test_a_stream_that_never_says_so_counts_as_computed_well_after_it_should_be() -> None:
+    p = known(0.01)
+    p.begin(10_000, 1_000_000)
+    p.expect(1, 1_000_000)
+    # A second for the prompt at the measured rate, doubled, and one more.
+    assert p.due(3_999_999) is None
+    assert p.due(4_000_000) == 1
+    assert p.due(10**12) is None
+
+
+def test_of_a_worker_that_is_not_known_nothing_is_late() -> None:
+    p = Prefilling(200_000, patience=2.0)
+    p.begin(10_000, 0)
+    p.expect(1, 0)
+    assert p.due(10**12) is None
+
+
+def test_a_worker_that_became_slower_is_learned_from_streams_that_begin_late() -> None:
+    p = known(0.01)
+    for number in range(60):
+        now = number * 20_000_000
+        p.begin(10_000, now)
+        p.expect(number, now)
+        if p.due(now + 10_000_000) == number:
+            p.gone(10_000)
+            p.began_late(number, now + 10_000_000)
+        else:
+            p.computed(10_000, now + 10_000_000)
+    assert p.rate == pytest.approx(0.001, rel=0.05)
+
+
+def test_a_late_beginning_never_makes_a_worker_look_faster() -> None:
+    p = known(0.01)
+    p.begin(10_000, 0)
+    p.expect(1, 0)
+    assert p.due(10**7) == 1
+    p.gone(10_000)
+    p.began_late(1, 1)
+    assert p.rate == 0.01
+    p.began_late(1, 10**9)
+    assert p.rate == 0.01, "it began only once"
+
+
+def test_streams_that_say_nothing_do_not_hold_prefill_to_their_end() -> None:
+    d = make_dispatcher("least_requests", "dlpm", settings=Settings(first_token_patience=2.0))
+    d.step(ev.WorkerUp(0, "w", Limits(256, 1_000_000, 1000)))
+    d.step(ev.Arrived(0, Request(0, "ann", 10_000)))
+    d.step(ev.FirstToken(500_000, 0))
+    d.step(ev.Finished(600_000, 0))
+    now, sent = 1_000_000, []
+    for rid in range(1, 9):
+        sent += d.step(ev.Arrived(now, Request(rid, "ann", 10_000)))
+    assert len(sent) == 2, "two may always be under way"
+    for _ in range(120):
+        now += 100_000
+        sent += d.step(ev.Tick(now))
+        d.check()
+    # Two at a time, each taken for computed after 1 s and twice 0.5 s, or 1.0 s with the one before it.
+    assert len(sent) == 8
+    for rid in range(1, 9):
+        d.step(ev.Finished(now, rid))
+        d.check()
+    (worker,) = d.workers
+    assert not worker.prefilling._late
+
+
+def test_streams_that_begin_in_time_leave_nothing_behind() -> None:
+    d = make_dispatcher("least_requests", "dlpm", settings=Settings(first_token_patience=2.0))
+    d.step(ev.WorkerUp(0, "w", Limits(256, 1_000_000, 1000)))
+    now = 0
+    for rid in range(200):
+        d.step(ev.Arrived(now, Request(rid, "ann", 1_000)))
+        d.step(ev.FirstToken(now + 50_000, rid))
+        d.step(ev.Tick(now + 60_000))
+        d.step(ev.Finished(now + 70_000, rid))
+        now += 100_000
+    (worker,) = d.workers
+    rate = worker.prefilling.rate
+    d.step(ev.Tick(now + 10_000_000))
+    d.check()
+    assert not worker.prefilling._late
+    assert not worker.prefilling._expected
+    assert worker.prefilling.rate == rate == pytest.approx(0.02)

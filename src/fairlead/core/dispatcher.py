@@ -236,6 +236,8 @@ class Dispatcher:
             worker.computed(tracked)
             if self.fleet.waiting:  # there may be capacity for more prefill now
                 self.placement.send_waiting(worker, self.now, out)
+        else:
+            self.workers[tracked.slot].prefilling.began_late(rid, self.now)
 
     def _progressed(self, event: ev.Progressed, out: list[Command]) -> None:
         self._progress(event.rid, event.tokens)
@@ -536,7 +538,7 @@ class Dispatcher:
             self.placement.send_waiting(worker, self.now, out)
 
     def _guess_computed(self, worker: Worker, out: list[Command]) -> None:
-        """Count requests that say nothing before they end as computed when they should be."""
+        """Count requests as computed when they should be, but do not say so."""
         prefilling = worker.prefilling
         while (rid := prefilling.due(self.now)) is not None:
             tracked = self.requests.get(rid)
@@ -550,6 +552,8 @@ class Dispatcher:
                 worker.computed(tracked)
                 if self.fleet.waiting:
                     self.placement.send_waiting(worker, self.now, out)
+            else:
+                prefilling.forget(rid)
 
     # ------------------------------------------------------------------ for tests and people
 

@@ -7,7 +7,8 @@ There is nothing to tune for a faster or slower GPU. Two requests may always be 
 step goes without prefill whenever it ends, until the next one is there.
 
 The end of a streamed request's prefill is its first token. A request that is not streamed says
-nothing until it ends; it counts for as long as the prefill before it and its own should take.
+nothing until it ends; it counts for as long as the prefill before it and its own should take. A stream
+whose first token nobody recognises counts for longer, by ``patience`` (``Settings.first_token_patience``).
 """
 
 from collections import deque
@@ -20,15 +21,29 @@ LEAST_TOKENS = 2_048
 """Prefill under way that a worker always gets: one step of a usual engine."""
 _WINDOW_US = 1_000_000
 _LEARN = 0.2
+_OVERDUE_US = 1_000_000
+"""A first token is never overdue before that."""
 
 
 class Prefilling:
     """The prefill under way on one worker. Times in microseconds, amounts in extend tokens."""
 
-    __slots__ = ("_backlog_us", "_done", "_guesses", "_since", "rate", "requests", "tokens")
+    __slots__ = (
+        "_backlog_us",
+        "_done",
+        "_expected",
+        "_guesses",
+        "_late",
+        "_patience",
+        "_since",
+        "rate",
+        "requests",
+        "tokens",
+    )
 
-    def __init__(self, backlog_us: int) -> None:
+    def __init__(self, backlog_us: int, patience: float = 0.0) -> None:
         self._backlog_us = backlog_us
+        self._patience = patience
         self.tokens = 0
         """Extend tokens of requests that were sent and are not known to be computed."""
         self.requests = 0
@@ -38,6 +53,10 @@ class Prefilling:
         self._since = 0
         self._done = 0
         self._guesses: deque[tuple[int, RequestId]] = deque()
+        self._expected: deque[tuple[int, RequestId, int, int]] = deque()
+        """Streams by when they should have begun: that, the request, when it was sent, tokens up to it."""
+        self._late: dict[RequestId, tuple[int, int]] = {}
+        """Streams that were taken for computed before they began: when they were sent, tokens up to it."""
 
     @property
     def full(self) -> bool:
@@ -60,11 +79,34 @@ class Prefilling:
             due = max(due, self._guesses[-1][0])
         self._guesses.append((due, rid))
 
+    def expect(self, rid: RequestId, now: int) -> None:
+        """The request just begun will say when it is computed: guess by when it should have."""
+        if self.rate and self._patience:  # of a worker that is not known yet, nobody can say that it is late
+            due = now + _OVERDUE_US + int(self._patience * self.tokens / self.rate)
+            if self._expected:
+                due = max(due, self._expected[-1][0])
+            self._expected.append((due, rid, now, self.tokens))
+
     def due(self, now: int) -> RequestId | None:
         """Return a request that should be computed by now, taking it off the list; None if none is."""
         if self._guesses and self._guesses[0][0] <= now:
             return self._guesses.popleft()[1]
+        if self._expected and self._expected[0][0] <= now:
+            _, rid, sent, tokens = self._expected.popleft()
+            self._late[rid] = sent, tokens
+            return rid
         return None
+
+    def forget(self, rid: RequestId) -> None:
+        """The request ended, or said in time that it is computed."""
+        if self._late:
+            self._late.pop(rid, None)
+
+    def began_late(self, rid: RequestId, now: int) -> None:
+        """A request that was taken for computed is computed only now: the worker is slower than thought."""
+        sent, tokens = self._late.pop(rid, (0, 0))
+        if tokens and now > sent:
+            self.rate += _LEARN * min(0.0, tokens / (now - sent) - self.rate)
 
     def computed(self, tokens: int, now: int) -> None:
         """A request said that its tokens are computed: they are done, and the rate is learned."""

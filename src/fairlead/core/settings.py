@@ -22,6 +22,9 @@ class Settings:
     """How long a request may wait before it is rejected; 0 is for ever."""
     prefill_backlog_us: int = 200_000
     """Most prefill that a worker may have under way, as time; the rest waits here. 0 is no limit."""
+    first_token_patience: float = 0.0
+    """A stream counts as computed when its first token is overdue: so many times as late as the worker's
+    measured rate says, and a second more. 0: it is waited for to the stream's end."""
     max_clients: int = 100_000
     """Most clients' accounts that are kept; idle ones are dropped first."""
     forward: bool = False

@@ -44,7 +44,7 @@ class Worker:
         self.queue: Queue = ordering.make_queue(slot, partial(index.ready, slot))
         self.head: QueuedRequest | None = None
         """The request that is next and does not fit yet. It keeps its turn, or large requests starve."""
-        self.prefilling = Prefilling(settings.prefill_backlog_us)
+        self.prefilling = Prefilling(settings.prefill_backlog_us, settings.first_token_patience)
         self.kv_extra = 0
         """KV tokens in use beside the blocks of prompts: their last, partial blocks, and outputs."""
         self.leaving = False
@@ -176,7 +176,9 @@ class Worker:
         self.kv_extra += tracked.kv_extra
         fleet.context[slot] += prompt
         self.prefilling.begin(extend, now)
-        if not request.streamed:
+        if request.streamed:
+            self.prefilling.expect(tracked.rid, now)
+        else:
             self.prefilling.guess(tracked.rid, now)
         self._cached = self._cached * _HIT_MEMORY + matched
         self._prompts = total = self._prompts * _HIT_MEMORY + prompt
@@ -203,6 +205,7 @@ class Worker:
             self._index.end(tracked.claim)
         else:
             self._index.abandon(tracked.claim)
+        self.prefilling.forget(tracked.rid)
         if tracked.pending_prefill_tokens:
             self.prefilling.gone(tracked.pending_prefill_tokens)
             fleet.pending_prefill_tokens[slot] -= tracked.pending_prefill_tokens

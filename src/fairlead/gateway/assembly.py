@@ -33,6 +33,7 @@ def configured_dispatcher(config: Config) -> Dispatcher:
             retry_ratio=config.retry_ratio,
             max_queued=config.queue_size,
             queue_timeout_us=int(config.queue_timeout_secs * 1e6),
+            first_token_patience=2.0,
             forward=config.engine_ordering,
         ),
         weights={name: client.weight for name, client in config.clients.items()},
