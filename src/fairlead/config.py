@@ -31,6 +31,8 @@ RENAMED = {"worker_sequences": "worker_max_num_seqs"}
 KEY_PREFIX = "sha256:"
 _SECRET_CHARS = 16
 DEFAULT_CLIENT = "default"
+MOST_NAME = 200
+"""Characters of a client's name."""
 ENGINES_POLICY = "d2lpm"
 """The routing policy where engines order their queues themselves."""
 
@@ -392,11 +394,22 @@ def _checked(config: Config) -> Config:
         raise ConfigError(f"option 'prefix_secret' takes a text of at least {_SECRET_CHARS} characters")
     if config.port > 65_535:
         raise ConfigError(f"option 'port' must be at most 65535, not {config.port}")
+    _check_clients(config)
+    return config
+
+
+def _check_clients(config: Config) -> None:
+    """Check names and that no key has two owners. Raises ``ConfigError``."""
+    for name in [*config.clients, *(owner for _, owner in key_owners(config))]:
+        if not (0 < len(name) <= MOST_NAME and name.isprintable() and name == name.strip()):
+            raise ConfigError(
+                f"a client's name has 1 to {MOST_NAME} printable characters and no space at its ends,"
+                f" not {_shortened(name)}"
+            )
     owners: dict[str, str] = {}
     for key, client in key_owners(config):
         if owners.setdefault(key, client) != client:
             raise ConfigError(f"clients '{owners[key]}' and '{client}' have the same API key")
-    return config
 
 
 def key_owners(config: Config) -> list[tuple[str, str]]:

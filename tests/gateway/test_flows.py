@@ -669,12 +669,12 @@ def test_metrics_tell_of_clients_workers_and_decisions():
             text = got.decode()
             for line in (
                 'fairlead_requests_total{client="c0",result="ok"} 2.0',
-                'fairlead_requests_total{client="other",result="ok"} 4.0',
+                'fairlead_requests_total{others="true",result="ok"} 4.0',
                 'fairlead_ttft_seconds_count{client="c1"} 1.0',
                 'fairlead_tpot_seconds_count{client="c1"} 1.0',
                 'fairlead_queue_wait_seconds_count{client="c0"} 2.0',
                 'fairlead_service_total{client="c0"} 24.0',
-                'fairlead_service_total{client="other"} 48.0',
+                'fairlead_service_total{others="true"} 48.0',
                 'fairlead_refused_total{reason="invalid_json"} 1.0',
                 f'fairlead_worker_up{{worker="{worker.url}"}} 1.0',
                 f'fairlead_worker_kv_tokens{{worker="{worker.url}"}} 16000.0',

@@ -7,10 +7,11 @@ the header is written anew.
 
 import ipaddress
 from collections.abc import Mapping
+from hashlib import blake2b
 
 import msgspec
 
-from fairlead.config import DEFAULT_CLIENT, Config, hash_key, key_owners
+from fairlead.config import DEFAULT_CLIENT, MOST_NAME, Config, hash_key, key_owners
 
 CLIENT_HEADERS = (
     b"x-llm-d-inference-fairness-id",
@@ -22,7 +23,6 @@ CLIENT_HEADERS = (
 ROUTING_KEY = b"x-smg-routing-key"
 """How SGLang is told."""
 
-_MAX_NAME = 200
 _CACHED = 10_000
 
 
@@ -86,8 +86,9 @@ class Identity:
         if self._networks and self._trusts(peer):
             for header in CLIENT_HEADERS:
                 value = headers.get(header)
-                if value:
-                    return self.client(_clean(value.decode("utf-8", "replace"))), True
+                name = _clean(value.decode("utf-8", "surrogateescape")) if value else ""
+                if name:
+                    return self.client(name), True
         if self._owners:
             raise Unauthorized("no API key was sent; use the header 'Authorization: Bearer KEY'")
         return self._default, False
@@ -123,8 +124,16 @@ class Identity:
 
 
 def _clean(name: str) -> str:
-    """Return ``name`` fit for a header, a label and a log line: printable and not too long."""
-    return "".join(c if c.isprintable() else "?" for c in name.strip())[:_MAX_NAME]
+    """Return ``name`` fit for a header, a label and a log line: printable and not too long.
+
+    A name that had to be changed for that ends in a digest: two clients never become one.
+    """
+    name = name.strip()
+    clean = name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
+    if clean == name and len(name) <= MOST_NAME:
+        return name
+    digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{clean[: MOST_NAME - len(digest) - 1]}~{digest}"
 
 
 def _plain(key: bytes) -> str:

@@ -1,6 +1,7 @@
 """Figures for Prometheus. Counting is a few additions; text is made when somebody asks for it.
 
-Labels are bounded: the first ``clients`` names get series of their own, the rest share ``other``.
+Labels are bounded: the first ``clients`` names get series of their own, with the label ``client``. The rest
+are added up in series with the label ``others`` in its place, so that no name can be taken for theirs.
 """
 
 from bisect import bisect_left
@@ -18,7 +19,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5)
 DECISION_SECONDS = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 0.02)
 STAGES = ("identify", "parse", "keys", "decide")
-OTHER = "other"
+OTHERS = {"others": "true"}
+"""Labels of what is added up over clients without series of their own."""
 
 
 class Histogram:
@@ -145,19 +147,20 @@ class Exposition:
         each = core.HistogramMetricFamily(
             "fairlead_tpot_seconds", "Time per output token.", labels=["client"]
         )
-        for name, figures in [*metrics.clients.items(), (OTHER, metrics.other)]:
-            if not figures.results and figures is metrics.other:
-                continue
+        shown = [({"client": name}, figures) for name, figures in metrics.clients.items()]
+        if metrics.other.results:
+            shown.append((OTHERS, metrics.other))
+        for who, figures in shown:
             for result, count in figures.results.items():
-                requests.add_metric([name, result], count)
-            prompts.add_metric([name], figures.prompt_tokens)
-            outputs.add_metric([name], figures.output_tokens)
+                _add(requests, {**who, "result": result}, count)
+            _add(prompts, who, figures.prompt_tokens)
+            _add(outputs, who, figures.output_tokens)
             for family, histogram in (
                 (wait, figures.wait),
                 (first, figures.first_token),
                 (each, figures.per_token),
             ):
-                family.add_metric([name], histogram.buckets(), histogram.sum)
+                _add_histogram(family, who, histogram)
         yield from (requests, prompts, outputs, wait, first, each)
 
     def _of_books(self, core: Any) -> Iterator["Metric"]:
@@ -190,14 +193,15 @@ class Exposition:
             shared[1] -= account.outstanding
             credits_ = [(w, dispatcher.ordering.credit(s, name)) for s, w in slots]
             if len({value for _, value in credits_}) == 1:
-                credits_ = [("all", credits_[0][1])]
+                _add(credit, {"client": name}, credits_[0][1])  # the same on all workers: it names none
+                continue
             for worker, value in credits_:
-                credit.add_metric([name, worker], value)
+                _add(credit, {"client": name, "worker": worker}, value)
         shared[0] += sum(a.delivered for a in accounts.values())
         shared[1] += sum(a.outstanding for a in accounts.values())
         shared[2] += dispatcher.queued
         for family, rest in zip((service, outstanding, queued), shared, strict=True):
-            family.add_metric([OTHER], rest)
+            _add(family, OTHERS, rest)
         yield from (service, outstanding, credit, queued)
 
     def _of_workers(self, core: Any) -> Iterator["Metric"]:
@@ -295,3 +299,16 @@ class Exposition:
         for reason, count in backlogs.cut.items():
             cut.add_metric([reason], count)
         yield from (connections, waiting, cut, bodies, bodies_refused)
+
+
+def _add(family: "Metric", labels: dict[str, str], value: float) -> None:
+    """Add a sample with just these labels."""
+    family.add_sample(family.name + ("_total" if family.type == "counter" else ""), labels, value)
+
+
+def _add_histogram(family: "Metric", labels: dict[str, str], histogram: Histogram) -> None:
+    buckets = histogram.buckets()
+    for bound, count in buckets:
+        family.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
+    family.add_sample(f"{family.name}_count", labels, buckets[-1][1])
+    family.add_sample(f"{family.name}_sum", labels, histogram.sum)
