@@ -36,7 +36,7 @@ from fairlead.http.server import Exchange, HttpLimits, Response, Router, Server,
 log = logging.getLogger("fairlead.gateway")
 
 SAMPLED = 8
-"""The stages of every so-manieth request are timed."""
+"""The stages of one request in so many are timed."""
 
 
 class Gateway:

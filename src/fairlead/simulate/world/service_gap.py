@@ -10,7 +10,7 @@ from collections.abc import Sequence
 EVERY = 32
 """With at most this many backlogged clients, all pairs are compared at every end of a step."""
 SPARSE_US = 100_000
-"""With more clients, pairs are compared only at every so-manieth end."""
+"""With more clients, pairs are compared only at one end in so many."""
 
 
 class _Pair:
