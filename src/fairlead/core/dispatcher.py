@@ -277,8 +277,10 @@ class Dispatcher:
             prompt = expected_prompt
         if cached is not None:
             extend = prompt - cached
+        elif prompt == expected_prompt:
+            extend = tracked.extend
         else:
-            extend = tracked.extend if prompt == expected_prompt else max(prompt - tracked.hit_tokens, 1)
+            extend = max(prompt - tracked.cached_prompt_tokens, 1)
         more = 0 if output is None else output - tracked.decoded
         if more:
             self._decoded(tracked, more)

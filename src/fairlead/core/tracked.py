@@ -14,8 +14,9 @@ class TrackedRequest(QueuedRequest):
     """Mutable state of one request: what queues see of it, and what only the dispatcher may touch."""
 
     __slots__ = (
-        "account", "attempts", "candidates", "choice", "claim", "deadline", "decoded", "expected", "extend",
-        "hit_tokens", "kv_extra", "pending_prefill_tokens", "refusals", "sequences", "slot", "state", "tried",
+        "account", "attempts", "cached_prompt_tokens", "candidates", "choice", "claim", "deadline", "decoded",
+        "expected", "extend", "kv_extra", "pending_prefill_tokens", "refusals", "sequences", "slot", "state",
+        "tried",
     )  # fmt: skip
 
     account: Account
@@ -31,7 +32,7 @@ class TrackedRequest(QueuedRequest):
         self.slot = -1
         """Worker slot; -1 while parked because no worker is up."""
         self.claim: Claim | None = None
-        self.hit_tokens = 0
+        self.cached_prompt_tokens = 0
         """Prompt tokens predicted to be cached: at routing, then again at admission."""
         self.extend = 0
         """Extend tokens as last told to the routing policy; once running, as charged."""

@@ -116,7 +116,7 @@ class Worker:
         """Count a request, of which ``matched`` tokens are cached, among those of this worker."""
         request, slot = tracked.request, self.slot
         tracked.slot = slot
-        tracked.hit_tokens = matched
+        tracked.cached_prompt_tokens = matched
         tracked.extend = tracked.pending_prefill_tokens = extend = request.prompt_tokens - matched
         tracked.claim = self._index.claim(slot, request.keys)
         self._fleet.pending_prefill_tokens[slot] += extend
@@ -169,7 +169,7 @@ class Worker:
         if change:
             fleet.pending_prefill_tokens[slot] += extend - tracked.pending_prefill_tokens
             tracked.extend = tracked.pending_prefill_tokens = extend
-            tracked.hit_tokens = matched
+            tracked.cached_prompt_tokens = matched
         tracked.move("dispatch")
         tracked.attempts += 1
         tracked.kv_extra = max(0, prompt - int(len(request.keys) * size)) + tracked.expected + computed_again
