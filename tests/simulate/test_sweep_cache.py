@@ -1,6 +1,7 @@
 """What makes a result another one, and what does not."""
 
 import dataclasses
+import importlib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from fairlead.core.model import Costs
 from fairlead.core.ordering import ORDERINGS
+from fairlead.core.registry import External
 from fairlead.core.routing import POLICIES
 from fairlead.engine.profiles import profile_named
 from fairlead.simulate import capacity, code
@@ -150,6 +152,40 @@ def test_the_code_is_all_that_decides_and_nothing_that_only_shows() -> None:
     assert needed <= found.keys()
     shown = {"fairlead.cli", "fairlead.report.html", "fairlead.simulate.commands.compare"}
     assert not shown & found.keys()
+
+
+ROUTING_OF_OTHERS = """
+from fairlead.core.routing.least_requests import LeastRequests
+from others_policies.scores import SCORE
+
+class Theirs(LeastRequests):
+    name = "theirs"
+"""
+
+
+def test_the_code_of_another_package_decides_where_a_policy_is_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a module of that package which the policy's own imports: results of old code are not taken."""
+    package = tmp_path / "others_policies"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "routing.py").write_text(ROUTING_OF_OTHERS)
+    (package / "scores.py").write_text("SCORE = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = External("theirs", "others", lambda: importlib.import_module("others_policies.routing").Theirs)
+    monkeypatch.setattr(POLICIES, "_found", {"theirs": point})
+    monkeypatch.setattr(POLICIES, "_classes", dict(POLICIES._classes))
+    theirs, ours = small(policy="theirs"), small(policy="least_requests")
+    before, own = key(theirs), key(ours)
+    fleet = Maximum(theirs.workload, theirs.settings)
+    maximum = Keys(None).of_maximum(fleet)
+    (package / "scores.py").write_text("SCORE = 2\n")
+    assert key(theirs) == before, "a process runs the code that it imported"
+    code.hash_of_package.cache_clear()
+    assert key(theirs) != before
+    assert key(ours) == own
+    assert Keys(None).of_maximum(fleet) == maximum, "maxima are measured with policies of ours"
 
 
 def test_maxima_differ_by_workload_and_fleet_only() -> None:

@@ -4,6 +4,7 @@ import ast
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from fairlead import __version__
@@ -20,6 +21,27 @@ def hash_of(module: str) -> str:
     state = hashlib.blake2b(__version__.encode(), digest_size=16)
     for name, path in sorted(sources(module).items()):
         state.update(f"\0{name}\0".encode() + path.read_bytes())
+    return state.hexdigest()
+
+
+@lru_cache
+def hash_of_package(module: str) -> str:
+    """Return a hash of all files of the package that ``module`` is in, or of ``module`` if it is in none.
+
+    For packages of others, whose imports are not followed. Taken once a process, as ``hash_of``.
+    """
+    top = module.partition(".")[0]
+    spec = find_spec(top)
+    if spec is None:
+        raise ValueError(f"the source of module '{module}' cannot be found")
+    roots = [Path(place) for place in spec.submodule_search_locations or ()]
+    files = {path.relative_to(root).as_posix(): path for root in roots for path in root.rglob("*")}
+    if not roots and spec.origin:
+        files = {Path(spec.origin).name: Path(spec.origin)}
+    state = hashlib.blake2b(top.encode(), digest_size=16)
+    for name, path in sorted(files.items()):
+        if path.is_file() and "__pycache__" not in path.parts:
+            state.update(f"\0{name}\0".encode() + path.read_bytes())
     return state.hexdigest()
 
 

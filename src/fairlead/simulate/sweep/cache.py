@@ -2,7 +2,8 @@
 
 A result's name is a hash of everything that it follows from: the workload's options and its source's
 bytes, the sample, the load and the maximum that it is a share of, all settings with the policies'
-parameters spelled out, the engine's profile, the SLOs, and the source of every module that took part.
+parameters spelled out, the engine's profile, the SLOs, and the source of every module that took part: of
+fairlead, and of packages whose policies it names.
 """
 
 import hashlib
@@ -13,9 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from fairlead.core.ordering import ORDERINGS
+from fairlead.core.registry import Registry, parse_spec
+from fairlead.core.routing import POLICIES
 from fairlead.report.results import ResultError, load, save
 from fairlead.simulate.capacity import Capacity
-from fairlead.simulate.code import hash_of
+from fairlead.simulate.code import hash_of, hash_of_package
 from fairlead.simulate.settings import Settings
 from fairlead.simulate.sweep import cell as sweep_cell
 from fairlead.simulate.sweep.cell import Cell, Maximum
@@ -47,6 +51,7 @@ class Keys:
         cell.sample.check()
         return _hashed({
             "code": code_hash(),
+            "packages": _packages(cell.settings),
             "workload": self._workload(cell.workload),
             "sample": asdict(cell.sample),
             "load": cell.load,
@@ -57,7 +62,10 @@ class Keys:
         })  # fmt: skip
 
     def of_maximum(self, work: Maximum) -> str:
-        """Return the name of a maximum: of workload and fleet, without what is not looked at."""
+        """Return the name of a maximum: of workload and fleet, without what is not looked at.
+
+        Policies are not: the maximum is measured with fairlead's own (``capacity.REFERENCE``).
+        """
         plain = Settings()
         fleet = replace(work.settings, **{name: getattr(plain, name) for name in _NOT_OF_THE_FLEET})
         return _hashed({
@@ -75,6 +83,17 @@ class Keys:
                 self._sources[workload.source] = content_hash(path)
             found |= {"source": path.name, "content": self._sources[workload.source]}
         return found
+
+
+def _packages(settings: Settings) -> dict[str, str]:
+    """Return a hash of the code of each policy that another package offers: ``code_hash`` has ours only."""
+    found = {}
+    specs: tuple[tuple[Registry[Any], str], ...] = ((POLICIES, settings.policy), (ORDERINGS, settings.order))
+    for registry, spec in specs:
+        name, _ = parse_spec(spec)
+        if registry.package(name):
+            found[f"{registry.kind} {name}"] = hash_of_package(registry.get(name).__module__)
+    return found
 
 
 def _hashed(told: Mapping[str, Any]) -> str:
