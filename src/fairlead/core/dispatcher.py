@@ -28,6 +28,7 @@ from fairlead.core.model import BlockKey, ClientId, Request, RequestId, WorkerId
 from fairlead.core.ordering.base import Ordering
 from fairlead.core.placement import Placement
 from fairlead.core.prefix import PrefixIndex
+from fairlead.core.retries import RetryBudget
 from fairlead.core.routing.base import Routing
 from fairlead.core.settings import Settings
 from fairlead.core.tracked import TrackedRequest
@@ -84,7 +85,10 @@ class Dispatcher:
         self._uses_match = ordering.uses_match
         """Whether queues keep ``QueuedRequest.matched`` current."""
         self._seq = 0
-        self._retry_tokens = float(self.settings.retry_burst)
+        given = self.settings
+        self._retry_budget = RetryBudget(
+            given.retry_ratio, given.retry_burst, given.retry_share, given.max_clients
+        )
         self._next_forget = 0
         self._handlers: dict[type, Callable[..., None]] = {
             ev.Arrived: self._arrived,
@@ -190,9 +194,7 @@ class Dispatcher:
             raise LifecycleError(f"request {request.rid} arrived twice")
         self.arrived += 1
         self._seq += 1
-        settings = self.settings
-        if self._retry_tokens < settings.retry_burst:
-            self._retry_tokens += settings.retry_ratio
+        self._retry_budget.earn(request.client)
         expected = int(self.fleet.mean_output)
         if request.max_tokens is not None and request.max_tokens < expected:
             expected = request.max_tokens
@@ -312,7 +314,8 @@ class Dispatcher:
         else:
             self._refund(tracked)
             tried = tracked.attempts - tracked.refusals
-            if event.retryable and tried < self.settings.max_attempts and self._retry_tokens >= 1:
+            more = event.retryable and tried < self.settings.max_attempts
+            if more and self._retry_budget.take(tracked.client):
                 self._retry(tracked, out)
             else:
                 self._end(tracked, "fail")
@@ -321,7 +324,6 @@ class Dispatcher:
 
     def _retry(self, tracked: TrackedRequest, out: list[Command]) -> None:
         """Queue a request again, on another worker if there is one; it keeps its place by arrival."""
-        self._retry_tokens -= 1
         self.retries += 1
         tracked.move("retry")
         tracked.tried = (*tracked.tried, tracked.slot)

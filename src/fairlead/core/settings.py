@@ -16,6 +16,8 @@ class Settings:
     """Retries allowed for each request that arrives, so that an outage does not multiply the load."""
     retry_burst: int = 100
     """Most retries that can be saved up; also what a fresh dispatcher starts with."""
+    retry_share: float = 1.0
+    """Share of the saved-up retries that one client may spend, so that it leaves some to others. 1: all."""
     max_queued: int = 10_000
     """Most requests that may wait in all. Beyond that, the client with most waiting loses its newest."""
     queue_timeout_us: int = 60_000_000

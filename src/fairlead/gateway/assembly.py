@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fairlead.gateway")
 
+RETRY_SHARE = 0.5
+"""Most of the saved-up retries that one client's requests may have spent."""
+
 
 def configured_dispatcher(config: Config) -> Dispatcher:
     """Make the core with the configured policies. Raises ``PolicyError``."""
@@ -31,6 +34,7 @@ def configured_dispatcher(config: Config) -> Dispatcher:
         settings=Settings(
             max_attempts=config.max_attempts,
             retry_ratio=config.retry_ratio,
+            retry_share=RETRY_SHARE,
             max_queued=config.queue_size,
             queue_timeout_us=int(config.queue_timeout_secs * 1e6),
             first_token_patience=2.0,
