@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fairlead.core.keys import byte_keys, chain_keys, seed_key, token_keys
 from fairlead.core.model import BLOCK_KEY_BITS
 from fairlead.core.prefix import PrefixIndex
-from fairlead.core.prefix.holders import Run
+from fairlead.core.prefix.holders import BlockRun
 from fairlead.core.prefix.tree import Claim, Segment
 
 
@@ -29,7 +29,7 @@ def run(index: PrefixIndex, slot: int, letters: str) -> None:
 
 
 def parts() -> int:
-    return sum(isinstance(o, Segment | Run) for o in gc.get_objects())
+    return sum(isinstance(o, Segment | BlockRun) for o in gc.get_objects())
 
 
 def segments(index: PrefixIndex, slot: int) -> int:

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from fairlead.core.routing import deficits
-from fairlead.core.routing.deficits import Deficits
+from fairlead.core.routing.deficits import WorkerDeficits
 
 from .routing_fleet import PlainFleet, chosen, match, place, policy, request
 
@@ -58,7 +58,7 @@ def test_among_equals_the_least_queued_then_the_smallest_batch_then_rotation():
 
 def test_a_refill_is_as_many_rounds_as_needed_for_all_workers():
     """-25 and -7 with Qw 10: one round gives -15 and 3."""
-    books = Deficits(10, HOUR)
+    books = WorkerDeficits(10, HOUR)
     books.assigned("ann", 0, 35, 0)
     books.assigned("ann", 1, 17, 0)
     assert books.spent("ann", [0, 1]) == {0}
@@ -67,7 +67,7 @@ def test_a_refill_is_as_many_rounds_as_needed_for_all_workers():
 
 @pytest.mark.parametrize(("left", "after"), [(0, 10), (-1, 9), (-9, 1), (-10, 10), (-11, 9), (-105, 5)])
 def test_the_closed_form_stops_at_the_first_round_above_zero(left, after):
-    books = Deficits(10, HOUR)
+    books = WorkerDeficits(10, HOUR)
     books.assigned("ann", 0, 10 - left, 0)
     assert not books.spent("ann", [0])
     assert books.left("ann", 0) == after
@@ -82,7 +82,7 @@ def test_one_worker_that_may_take_work_is_enough_to_refill_and_the_rest_keep_wha
 
 
 def test_credit_never_exceeds_a_quantum():
-    books = Deficits(10, HOUR)
+    books = WorkerDeficits(10, HOUR)
     books.assigned("ann", 0, 25, 0)
     books.spent("ann", [0])
     books.charge("ann", 0, -1_000)
@@ -91,7 +91,7 @@ def test_credit_never_exceeds_a_quantum():
 
 
 def test_weights_scale_the_quantum():
-    books = Deficits(10, HOUR)
+    books = WorkerDeficits(10, HOUR)
     books.set_weight("ann", 2.5)
     assert books.left("ann", 0) == 25
     books.assigned("ann", 0, 5, 0)
@@ -117,7 +117,7 @@ def test_a_worker_that_joins_or_takes_over_a_slot_has_a_whole_quantum():
 
 
 def test_an_idle_client_is_forgotten_unless_it_owes():
-    books = Deficits(10, HOUR)
+    books = WorkerDeficits(10, HOUR)
     books.assigned("owes", 0, 11, 0)
     books.assigned("even", 0, 10, 0)
     books.assigned("recent", 0, 10, 5)
@@ -132,7 +132,7 @@ def test_an_idle_client_is_forgotten_unless_it_owes():
 
 def test_accounts_are_bounded(monkeypatch):
     monkeypatch.setattr(deficits, "MAX_CLIENTS", 3)
-    books = Deficits(10, HOUR)
+    books = WorkerDeficits(10, HOUR)
     for name in ("a", "b", "c", "a", "d"):
         books.assigned(name, 0, 100, 0)
         books.check()

@@ -13,7 +13,7 @@ IDLE_CLIENTS = 100_000
 _PER_TICK = 1_000
 
 
-class Account(Protocol):
+class ClientAccount(Protocol):
     """What one client is owed, in whatever form the policy keeps it."""
 
     client: ClientId
@@ -23,7 +23,7 @@ class Account(Protocol):
     """Since when it is idle, as far as ticks tell; negative when no tick came yet."""
 
 
-A = TypeVar("A", bound=Account)
+A = TypeVar("A", bound=ClientAccount)
 
 
 class Accounts(Generic[A]):

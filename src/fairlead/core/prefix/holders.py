@@ -1,6 +1,6 @@
 """Which worker slots hold which prefix because of the requests they were given, over all slots at once.
 
-One radix tree for all slots. A ``Run`` is a stretch of blocks without a branch inside and with one
+One radix tree for all slots. A ``BlockRun`` is a stretch of blocks without a branch inside and with one
 bitmap of holders (bit ``1 << slot``); whoever holds a block holds every block before it, so bitmaps only
 lose bits on the way down. Since keys chain, one comparison passes a run, and a prompt is matched in
 as many steps as it crosses runs, however many blocks they have. Changes cost a step a run too, not
@@ -26,16 +26,16 @@ Step = tuple[int, int]
 """(leading blocks held, bitmap of the slots that hold exactly so many)."""
 
 
-class Run:
+class BlockRun:
     """Blocks with the same holders. Splits and joins keep the object that has the last block."""
 
     __slots__ = ("bitmap", "children", "ends", "keys", "parent")
 
-    def __init__(self, keys: Keys, bitmap: int, parent: "Run | None") -> None:
+    def __init__(self, keys: Keys, bitmap: int, parent: "BlockRun | None") -> None:
         self.keys = keys
         self.bitmap = bitmap
         self.parent = parent
-        self.children: dict[BlockKey, Run] = {}
+        self.children: dict[BlockKey, BlockRun] = {}
         """By first key."""
         self.ends = 0
         """Segments of slots that end with the last block here, and refer to this run."""
@@ -47,7 +47,7 @@ class HolderTree:
     __slots__ = ("blocks", "root")
 
     def __init__(self) -> None:
-        self.root = Run(array("Q"), 0, None)
+        self.root = BlockRun(array("Q"), 0, None)
         self.blocks = 0
 
     def match(self, keys: Sequence[BlockKey]) -> list[Step]:
@@ -76,7 +76,7 @@ class HolderTree:
         steps.reverse()
         return steps
 
-    def hold(self, node: Run, keys: Keys, bit: int) -> Run:
+    def hold(self, node: BlockRun, keys: Keys, bit: int) -> BlockRun:
         """Set ``bit`` on ``keys``, which continue the last block of ``node`` and lack it.
 
         Returns the run that ends with the last of them, counting the caller's segment there.
@@ -90,7 +90,7 @@ class HolderTree:
                 if node.bitmap == bit and not node.ends and not node.children:
                     node.keys += rest
                 else:
-                    child = node.children[rest[0]] = Run(rest, bit, node)
+                    child = node.children[rest[0]] = BlockRun(rest, bit, node)
                     node = child
                 break
             run = child.keys
@@ -105,7 +105,7 @@ class HolderTree:
         node.ends += 1
         return node
 
-    def release(self, node: Run, count: int, bit: int, keep: bool) -> Run:
+    def release(self, node: BlockRun, count: int, bit: int, keep: bool) -> BlockRun:
         """Clear ``bit`` on the last ``count`` blocks up to the end of ``node``, which a segment left.
 
         Returns the run that ends before them; with ``keep`` the caller's segment now ends there.
@@ -133,7 +133,7 @@ class HolderTree:
         node.ends += keep
         return node
 
-    def end_at(self, node: Run, back: int) -> Run:
+    def end_at(self, node: BlockRun, back: int) -> BlockRun:
         """Return the run that ends ``back`` blocks before the end of ``node``, counting a segment there."""
         while back >= len(node.keys):
             back -= len(node.keys)
@@ -144,23 +144,23 @@ class HolderTree:
         node.ends += 1
         return node
 
-    def leave(self, node: Run) -> None:
+    def leave(self, node: BlockRun) -> None:
         """Say that a segment which ended with ``node`` no longer does, and still goes through it."""
         node.ends -= 1
         self.compress(node)
 
-    def split(self, lower: Run, cut: int) -> Run:
+    def split(self, lower: BlockRun, cut: int) -> BlockRun:
         """Cut a run after ``cut`` blocks; return the new upper half."""
         parent = lower.parent
         assert parent is not None
-        upper = Run(lower.keys[:cut], lower.bitmap, parent)
+        upper = BlockRun(lower.keys[:cut], lower.bitmap, parent)
         del lower.keys[:cut]
         upper.children[lower.keys[0]] = lower
         parent.children[upper.keys[0]] = upper
         lower.parent = upper
         return upper
 
-    def compress(self, node: Run) -> None:
+    def compress(self, node: BlockRun) -> None:
         """Join ``node`` into its only child if no segment ends with it and the holders are the same."""
         parent = node.parent
         if node.ends or parent is None or len(node.children) != 1:

@@ -10,9 +10,9 @@ from itertools import pairwise
 
 from fairlead.core.model import BlockKey
 from fairlead.core.prefix.bitmaps import BlockBitmaps
-from fairlead.core.prefix.holders import HolderTree, Run, Step
+from fairlead.core.prefix.holders import BlockRun, HolderTree, Step
 from fairlead.core.prefix.ring import Linked
-from fairlead.core.prefix.tree import Claim, SlotTree, State
+from fairlead.core.prefix.tree import Claim, ClaimState, SlotTree
 
 Notice = Callable[[int, Sequence[BlockKey]], None]
 """``notice(slot, keys)``, called after the change; the index may be asked, but not changed, inside."""
@@ -125,11 +125,11 @@ class PrefixIndex:
         All its blocks are ready and pinned from now on; what exceeds the capacity is evicted.
         ValueError unless the claim is queued.
         """
-        if claim.state is not State.QUEUED:
+        if claim.state is not ClaimState.QUEUED:
             raise ValueError(f"only a queued claim can start, not {claim}")
         tree = claim.tree
         if tree.dropped:
-            claim.state = State.RUNNING
+            claim.state = ClaimState.RUNNING
             return 0
         matched = tree.start(claim)
         self._settle(tree)
@@ -139,11 +139,11 @@ class PrefixIndex:
 
     def end(self, claim: Claim) -> None:
         """Say that a started request ended; its blocks stay cached. ValueError unless it is running."""
-        if claim.state is not State.RUNNING:
+        if claim.state is not ClaimState.RUNNING:
             raise ValueError(f"only a running claim can end, not {claim}")
         tree = claim.tree
         if tree.dropped:
-            claim.state = State.OVER
+            claim.state = ClaimState.OVER
             return
         tree.end(claim)
         self._settle(tree)
@@ -153,11 +153,11 @@ class PrefixIndex:
 
         Blocks that no other request made ready or claims are gone. ValueError if it is over.
         """
-        if claim.state is State.OVER:
+        if claim.state is ClaimState.OVER:
             raise ValueError(f"cannot abandon {claim}")
         tree = claim.tree
         if tree.dropped:
-            claim.state = State.OVER
+            claim.state = ClaimState.OVER
             return
         tree.abandon(claim)
         self._settle(tree)
@@ -244,7 +244,7 @@ def _longest(one: list[Step], other: list[Step]) -> list[Step]:
 def _check_holders(holders: HolderTree, ends: dict[int, int]) -> dict[BlockKey, int]:
     """Check links, bitmaps and compression of the tree of holders; return the bitmap of every block."""
     found: dict[BlockKey, int] = {}
-    pending: list[Run] = [holders.root]
+    pending: list[BlockRun] = [holders.root]
     while pending:
         node = pending.pop()
         pending += node.children.values()

@@ -20,7 +20,7 @@ from enum import Enum
 
 from fairlead.core.model import BlockKey
 from fairlead.core.prefix.bitmaps import BlockBitmaps
-from fairlead.core.prefix.holders import HolderTree, Keys, Run, common
+from fairlead.core.prefix.holders import BlockRun, HolderTree, Keys, common
 from fairlead.core.prefix.precise import PreciseBlocks
 from fairlead.core.prefix.ring import Linked, link_newest, unlink
 
@@ -36,7 +36,7 @@ class Segment(Linked):
 
     __slots__ = ("children", "done", "keys", "parent", "pins", "run", "users")
 
-    def __init__(self, keys: Keys, run: Run, parent: "Segment | None", users: int = 0) -> None:
+    def __init__(self, keys: Keys, run: BlockRun, parent: "Segment | None", users: int = 0) -> None:
         super().__init__()
         self.keys = keys
         self.run = run
@@ -55,7 +55,7 @@ class Segment(Linked):
         return f"<Segment {len(self.keys)} blocks, done={self.done} users={self.users} pins={self.pins}>"
 
 
-class State(Enum):
+class ClaimState(Enum):
     """The life of a claim."""
 
     QUEUED = "queued"
@@ -71,7 +71,7 @@ class Claim:
     def __init__(self, tree: "SlotTree", keys: Sequence[BlockKey], leaf: Segment) -> None:
         self.slot = tree.slot
         self.keys = keys
-        self.state = State.QUEUED
+        self.state = ClaimState.QUEUED
         self.tree = tree
         self.leaf = leaf
         """Segment that ends with the prompt's last block. It stays so: splits keep the lower half."""
@@ -164,7 +164,7 @@ class SlotTree:
             node = node.parent
         if self.precise is not None:
             matched = max(matched, self.precise.lead(claim.keys))
-        claim.state = State.RUNNING
+        claim.state = ClaimState.RUNNING
         return matched
 
     def end(self, claim: Claim) -> None:
@@ -187,11 +187,11 @@ class SlotTree:
                     link_newest(self.root, node)
                 below = None if node.users else node
             node = parent
-        claim.state = State.OVER
+        claim.state = ClaimState.OVER
 
     def abandon(self, claim: Claim) -> None:
         """Release a claim without effect: what only it made ready, or only it holds, is gone."""
-        running = claim.state is State.RUNNING
+        running = claim.state is ClaimState.RUNNING
         node = claim.leaf
         while node.parent is not None:
             parent = node.parent
@@ -205,7 +205,7 @@ class SlotTree:
             if not node.users:
                 self._trim(node)
             node = parent
-        claim.state = State.OVER
+        claim.state = ClaimState.OVER
 
     def ready(self, keys: Sequence[BlockKey]) -> int:
         """Return how many leading blocks of ``keys`` are ready."""

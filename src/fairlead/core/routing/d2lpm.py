@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fairlead.core.model import ClientId, Request
 from fairlead.core.params import Param
 from fairlead.core.routing.base import Choice, Fleet, Match, RoutingBase, RoutingContext
-from fairlead.core.routing.deficits import Deficits
+from fairlead.core.routing.deficits import WorkerDeficits
 
 QUANTUM = Param("quantum", 64_000, "Qw: service units of a client on a worker between two refills", low=1)
 CHARGE = Param(
@@ -24,7 +24,7 @@ class DeficitRouting(RoutingBase):
 
     def __init__(self, context: RoutingContext, /, **given: object) -> None:
         super().__init__(context, **given)
-        self.books = Deficits(self.values.integer("quantum"), int(self.values.number("idle_s") * 1e6))
+        self.books = WorkerDeficits(self.values.integer("quantum"), int(self.values.number("idle_s") * 1e6))
         self._whole_prompt = self.values.word("charge") == "prompt"
 
     def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:

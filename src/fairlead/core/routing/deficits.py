@@ -12,7 +12,7 @@ _NONE: frozenset[int] = frozenset()
 _SWEEP = 256
 
 
-class Account:
+class ClientDeficits:
     """One client: what is left of its quantum on each worker.
 
     A slot that is absent has all of it: by the algorithm an unused worker holds exactly one quantum
@@ -60,7 +60,7 @@ class Account:
         self.spent.discard(slot)
 
 
-class Deficits:
+class WorkerDeficits:
     """Every client's account. Integer arithmetic; quantum = Qw * weight, rounded, at least 1.
 
     Only workers that may be chosen are looked at and refilled: the others hold what they held, so
@@ -71,7 +71,7 @@ class Deficits:
     def __init__(self, quantum: int, idle_us: int) -> None:
         self.quantum = quantum
         self.idle_us = idle_us
-        self.accounts: dict[ClientId, Account] = {}
+        self.accounts: dict[ClientId, ClientDeficits] = {}
         """In order of the last assignment, oldest first."""
         self._weights: dict[ClientId, float] = {}
         self._now = 0
@@ -89,7 +89,7 @@ class Deficits:
     def assigned(self, client: ClientId, slot: int, units: int, now: int) -> None:
         """Charge a request that was given to ``slot``, and note that its client is not idle."""
         self._now = now
-        account = self.accounts.pop(client, None) or Account(self._quantum(client), now)
+        account = self.accounts.pop(client, None) or ClientDeficits(self._quantum(client), now)
         account.seen = now
         account.charge(slot, units)
         self.accounts[client] = account
