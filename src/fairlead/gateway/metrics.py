@@ -130,22 +130,26 @@ class Exposition:
     def _of_clients(self, core: Any) -> Iterator["Metric"]:
         metrics = self._metrics
         requests = core.CounterMetricFamily(
-            "fairlead_requests", "Requests ended, by how.", labels=["client", "result"]
+            "fairlead_requests", "Requests that ended, by result.", labels=["client", "result"]
         )
         prompts = core.CounterMetricFamily(
-            "fairlead_prompt_tokens", "Prompt tokens served.", labels=["client"]
+            "fairlead_prompt_tokens",
+            "Prompt tokens of requests that ended, cached ones included.",
+            labels=["client"],
         )
         outputs = core.CounterMetricFamily(
-            "fairlead_output_tokens", "Output tokens served.", labels=["client"]
+            "fairlead_output_tokens", "Output tokens of requests that ended.", labels=["client"]
         )
         wait = core.HistogramMetricFamily(
-            "fairlead_queue_wait_seconds", "Arrival to dispatch.", labels=["client"]
+            "fairlead_queue_wait_seconds",
+            "Time from arrival until the request is sent to a worker.",
+            labels=["client"],
         )
         first = core.HistogramMetricFamily(
-            "fairlead_ttft_seconds", "Arrival to first token.", labels=["client"]
+            "fairlead_ttft_seconds", "Time from arrival to the first token.", labels=["client"]
         )
         each = core.HistogramMetricFamily(
-            "fairlead_tpot_seconds", "Time per output token.", labels=["client"]
+            "fairlead_tpot_seconds", "Time per output token after the first.", labels=["client"]
         )
         shown = [({"client": name}, figures) for name, figures in metrics.clients.items()]
         if metrics.other.results:
@@ -166,17 +170,23 @@ class Exposition:
     def _of_books(self, core: Any) -> Iterator["Metric"]:
         dispatcher, metrics = self._dispatcher, self._metrics
         service = core.CounterMetricFamily(
-            "fairlead_service", "Service delivered, in units.", labels=["client"]
+            "fairlead_service",
+            "Service delivered: computed prompt tokens + 2 x output tokens.",
+            labels=["client"],
         )
         outstanding = core.GaugeMetricFamily(
             "fairlead_service_outstanding",
-            "Prompt work admitted and not settled, in units.",
+            "Prompt work that is charged, but not computed yet, in units of service.",
             labels=["client"],
         )
         credit = core.GaugeMetricFamily(
-            "fairlead_client_credit", "Deficit (DLPM) or minus counter (VTC).", labels=["client", "worker"]
+            "fairlead_client_credit",
+            "What the client may still use: its deficit (dlpm) or minus its counter (vtc).",
+            labels=["client", "worker"],
         )
-        queued = core.GaugeMetricFamily("fairlead_queued", "Requests waiting here.", labels=["client"])
+        queued = core.GaugeMetricFamily(
+            "fairlead_queued", "Requests that wait in the gateway.", labels=["client"]
+        )
         shared = [0, 0, 0]
         slots = [(s, w) for w, s in dispatcher.fleet.slots.items()]
         accounts = dispatcher.ledger.accounts
@@ -207,31 +217,61 @@ class Exposition:
     def _of_workers(self, core: Any) -> Iterator["Metric"]:
         fleet = self._dispatcher.fleet
         tables: list[tuple[str, str, Sequence[Any]]] = [
-            ("fairlead_worker_running", "Sequences of requests sent and not ended.", fleet.running),
-            ("fairlead_worker_queued", "Sequences of requests waiting here for it.", fleet.queued),
+            (
+                "fairlead_worker_running",
+                "Sequences of requests that were sent to it and have not ended.",
+                fleet.running,
+            ),
+            (
+                "fairlead_worker_queued",
+                "Sequences of requests that wait for it in the gateway.",
+                fleet.queued,
+            ),
             ("fairlead_worker_sequences", "Capacity: most sequences in its batch.", fleet.max_num_seqs),
-            ("fairlead_worker_kv_tokens", "Capacity: KV tokens.", fleet.kv_tokens),
-            ("fairlead_worker_kv_used_tokens", "KV tokens of assigned requests.", fleet.kv_used),
+            ("fairlead_worker_kv_tokens", "Capacity: tokens of its KV pool.", fleet.kv_tokens),
+            (
+                "fairlead_worker_kv_used_tokens",
+                "KV tokens in use by requests that are assigned to it.",
+                fleet.kv_used,
+            ),
             (
                 "fairlead_worker_pending_prefill_tokens",
-                "Extend tokens not yet computed.",
+                "Prompt tokens that are assigned to it, and not cached or computed yet.",
                 fleet.pending_prefill_tokens,
             ),
-            ("fairlead_worker_hit_rate_predicted", "Recent share of prompt tokens.", fleet.hit_rate),
-            ("fairlead_worker_engine_running", "As the engine reports.", fleet.engine_running),
-            ("fairlead_worker_engine_waiting", "As the engine reports.", fleet.engine_waiting),
+            (
+                "fairlead_worker_hit_rate_predicted",
+                "Recent share of prompt tokens predicted to be cached.",
+                fleet.hit_rate,
+            ),
+            (
+                "fairlead_worker_engine_running",
+                "Requests that run, as the engine reports.",
+                fleet.engine_running,
+            ),
+            (
+                "fairlead_worker_engine_waiting",
+                "Requests that wait inside, as the engine reports.",
+                fleet.engine_waiting,
+            ),
         ]
         for name, text, column in tables:
             family = core.GaugeMetricFamily(name, text, labels=["worker"])
             for worker, slot in fleet.slots.items():
                 family.add_metric([worker], column[slot])
             yield family
-        up = core.GaugeMetricFamily("fairlead_worker_up", "Whether it takes requests.", labels=["worker"])
+        up = core.GaugeMetricFamily(
+            "fairlead_worker_up", "1 if it takes requests, 0 if it is out.", labels=["worker"]
+        )
         real = core.GaugeMetricFamily(
-            "fairlead_worker_hit_rate_real", "Recent share, by the engine's usage.", labels=["worker"]
+            "fairlead_worker_hit_rate_real",
+            "Recent share of prompt tokens that were cached, by the engine's usage.",
+            labels=["worker"],
         )
         precise = core.GaugeMetricFamily(
-            "fairlead_worker_kv_precise", "Whether its cache is known by events.", labels=["worker"]
+            "fairlead_worker_kv_precise",
+            "1 if its cache is known precisely, by KV-cache events.",
+            labels=["worker"],
         )
         failures = core.CounterMetricFamily(
             "fairlead_worker_failures", "Requests that failed on it.", labels=["worker"]
@@ -240,11 +280,13 @@ class Exposition:
             "fairlead_worker_refusals", "Requests that it had no room for (429, 503).", labels=["worker"]
         )
         stale = core.CounterMetricFamily(
-            "fairlead_worker_stale_retries", "Requests sent again on a new connection.", labels=["worker"]
+            "fairlead_worker_stale_retries",
+            "Requests sent again because a kept connection was closed.",
+            labels=["worker"],
         )
         ignored = core.CounterMetricFamily(
             "fairlead_worker_figures_ignored",
-            "Figures that it said and that cannot be true.",
+            "Figures of the engine that cannot be true, and are ignored.",
             labels=["worker", "figure"],
         )
         for engine in self._workers:
@@ -262,18 +304,22 @@ class Exposition:
     def _of_itself(self, core: Any) -> Iterator["Metric"]:
         metrics = self._metrics
         stages = core.HistogramMetricFamily(
-            "fairlead_decision_seconds", "Time per stage of taking in a request.", labels=["stage"]
+            "fairlead_decision_seconds",
+            "Time of each stage of taking in a request, of one request in eight.",
+            labels=["stage"],
         )
         for stage, histogram in metrics.stages.items():
             stages.add_metric([stage], histogram.buckets(), histogram.sum)
-        delay = core.HistogramMetricFamily("fairlead_event_loop_delay_seconds", "How late a timer fires.")
+        delay = core.HistogramMetricFamily(
+            "fairlead_event_loop_delay_seconds", "How late timers fire: the event loop was busy."
+        )
         delay.add_metric([], metrics.loop_delay.buckets(), metrics.loop_delay.sum)
         refused = core.CounterMetricFamily(
-            "fairlead_refused", "Requests refused at the door.", labels=["reason"]
+            "fairlead_refused", "Requests refused before they had a client, by reason.", labels=["reason"]
         )
         for reason, count in metrics.refused.items():
             refused.add_metric([reason], count)
-        retries = core.CounterMetricFamily("fairlead_retries", "Requests tried on another worker.")
+        retries = core.CounterMetricFamily("fairlead_retries", "Requests that were tried on another worker.")
         retries.add_metric([], self._dispatcher.retries)
         yield from (stages, delay, refused, retries)
 
@@ -286,7 +332,7 @@ class Exposition:
         )
         waiting.add_metric([], backlogs.waiting)
         bodies = core.GaugeMetricFamily(
-            "fairlead_request_bodies_bytes", "Bytes of request bodies beyond 16 KiB that are held."
+            "fairlead_request_bodies_bytes", "Bytes held of request bodies beyond 16 KiB."
         )
         bodies.add_metric([], self._server.bodies.held)
         bodies_refused = core.CounterMetricFamily(
