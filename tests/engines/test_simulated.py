@@ -24,7 +24,6 @@ import pytest
 from fairlead.engine.measured import distribution
 from fairlead.engine.model import Engine as Model
 from fairlead.engine.profiles import DEFAULT_PROFILE, load_profile
-from fairlead.engine.step import StepResult
 from fairlead.engine.step_log import LoggedStep, read_step_log
 from fairlead.report.run import Requests
 from fairlead.simulate.settings import Settings
@@ -121,10 +120,13 @@ class Watched(World):
     def __init__(self, trace: Trace, settings: Settings) -> None:
         super().__init__(trace, settings)
         self.order: list[int] = []
+        plain = self.clients.admitted
 
-    def _account(self, slot: int, result: StepResult) -> None:
-        self.order += [admission.rid for admission in result.admitted if not admission.resumed]
-        super()._account(slot, result)
+        def admitted(row: int, cached_tokens: int) -> None:
+            self.order.append(row)
+            plain(row, cached_tokens)
+
+        self.clients.admitted = admitted
 
 
 @pytest.fixture(scope="module")
