@@ -503,7 +503,7 @@ class Dispatcher:
         fleet = self.fleet
         if fleet.held:
             self._release_held(out)
-        block_tokens = self.placement.block_tokens
+        block_tokens = self.placement.block_sizes.median
         if abs(block_tokens - fleet.block_tokens) > 0.05 * fleet.block_tokens:
             fleet.block_tokens = block_tokens
             for slot in fleet.slots.values():

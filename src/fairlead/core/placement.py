@@ -4,6 +4,7 @@ Whatever is decided here is reserved in all books before the call returns. ``now
 ``out`` takes the commands.
 """
 
+from fairlead.core.block_sizes import BlockSizes
 from fairlead.core.commands import Command, Dispatch, Reasons
 from fairlead.core.deadlines import Deadlines
 from fairlead.core.fleet import FleetState
@@ -23,7 +24,7 @@ class Placement:
     """Routes, queues and sends. Which requests there are, and what becomes of them, the dispatcher knows."""
 
     __slots__ = (
-        "_fleet", "_ledger", "_ordering", "_robbed", "_routing", "_workers", "block_tokens", "deadlines",
+        "_fleet", "_ledger", "_ordering", "_robbed", "_routing", "_workers", "block_sizes", "deadlines",
         "matcher", "parked", "shares", "stealing",
     )  # fmt: skip
 
@@ -51,8 +52,7 @@ class Placement:
         self.stealing = Stealing(ordering, fleet, index, workers) if ordering.steals else None
         self._robbed: list[Worker] = []
         """Workers whose next request was taken away: another of theirs may fit."""
-        self.block_tokens = fleet.block_tokens
-        """Tokens a block of the last request stands for."""
+        self.block_sizes = BlockSizes(fleet.block_tokens)
 
     # ------------------------------------------------------------------ to a worker
 
@@ -102,7 +102,7 @@ class Placement:
         if tracked.tried:
             fleet.refresh()
         tracked.choice = choice
-        self.block_tokens = request.block_tokens
+        self.block_sizes.heard(request.client, request.block_tokens)
         self._assign(tracked, choice.slot, match.tokens[choice.slot], now)
         return True
 
