@@ -118,10 +118,10 @@ def test_figures_that_can_be_true_beside_one_that_cannot_still_count():
     async def main():
         worker = MockWorker(at_once(*whole(figures(prompt="10", cached="4", output="9" * 400))))
         async with serving(worker) as served:
-            await served.post(chat(max_tokens=50))
+            _, _, got = await served.post(chat(max_tokens=500))
             await served.settled()
             account = served.gateway.dispatcher.ledger.accounts["default"]
-            assert account.delivered == 10 - 4
+            assert account.delivered == 10 - 4 + 2 * (len(got) // 4)
 
     run(main)
 
@@ -142,6 +142,64 @@ def test_output_that_is_not_believed_leaves_the_tokens_that_were_seen():
             await served.settled()
             account = served.gateway.dispatcher.ledger.accounts["default"]
             assert 6 + 2 * 2 <= account.delivered <= 6 + 2 * 4
+
+    run(main)
+
+
+LARGE = b'{"choices":[{"message":{"content":"%b"}}],"usage":%b}'
+
+
+@pytest.mark.parametrize("limit", [None, 3_000_000, 1000])
+def test_the_output_of_an_answer_too_large_to_read_is_estimated_by_its_size(limit):
+    """It is passed on as it comes, and its usage, at its end, is not read: that makes it no cheaper."""
+
+    async def main():
+        body = LARGE % (b"x" * 9 * 2**20, figures(output="12"))
+        worker = MockWorker(at_once(plain(body)))
+        async with serving(worker) as served:
+            (known,) = served.gateway.workers
+            known.capacity = known.capacity._replace(kv_tokens=16_000_000)
+            _, _, got = await served.post(chat(max_tokens=limit))
+            assert got == body
+            await served.settled()
+            account = served.gateway.dispatcher.ledger.accounts["default"]
+            output = min(len(body) // 4, limit or 16_000_000)
+            assert 2 * output < account.delivered < 2 * output + 100
+
+    run(main)
+
+
+def test_a_stream_longer_than_it_may_be_costs_what_was_asked_for():
+    async def main():
+        worker = MockWorker(
+            at_once(EVENT_STREAM, *[chunk(token("a"))] * 100, stream(figures(output="99"))[2], b"0\r\n\r\n")
+        )
+        async with serving(worker) as served:
+            await served.post(chat(stream=True, max_tokens=5))
+            await served.settled()
+            assert served.gateway.dispatcher.ledger.accounts["default"].delivered == 10 - 4 + 2 * 5
+
+    run(main)
+
+
+HEADS = {
+    "a length of 5000 digits": b"content-length: %b" % (b"1" * 5000),
+    "a length of 20 digits": b"content-length: 99999999999999999999",
+    "a negative length": b"content-length: -5",
+    "a length that is none": b"content-length: 5.0",
+    "a length with a sign": b"content-length: +5",
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_lengths_that_no_answer_has_are_a_502(name):
+    async def main():
+        worker = MockWorker(at_once(b"HTTP/1.1 200 OK\r\n" + HEADS[name] + b"\r\n\r\nabcde"))
+        async with serving(worker, cb_failure_threshold=100) as served:
+            status, _, _ = await served.post(chat())
+            assert status == 502
+            await served.settled()
+            assert served.gateway.dispatcher.ledger.accounts["default"].charged == 0
 
     run(main)
 

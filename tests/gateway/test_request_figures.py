@@ -213,3 +213,28 @@ def test_a_list_larger_than_any_batch_runs_alone(path, body):
         assert await beside(body, path, 4) == 0
 
     run(main)
+
+
+LONE = b'"\\ud800"'
+"""Half of a surrogate pair: JSON can say it, UTF-8 cannot."""
+
+
+@pytest.mark.parametrize("field", ["model", "user", "cache_salt", "content", "role"])
+def test_text_that_is_no_text_gets_an_answer(field):
+    async def main():
+        worker = MockWorker()
+        async with serving(worker, use_body_user=True) as served:
+            body = chat(user="u", cache_salt="s")
+            said = {
+                "model": b'"tiny"',
+                "user": b'"u"',
+                "cache_salt": b'"s"',
+                "content": b'"hello"',
+                "role": b'"user"',
+            }
+            assert said[field] in body
+            status, _, _ = await served.post(body.replace(said[field], LONE))
+            assert status in {200, 400, 404}
+            assert (await served.post(chat()))[0] == 200
+
+    run(main)

@@ -70,6 +70,8 @@ class Scheduler(Protocol):
         """Tell the dispatcher of the flow's tokens now."""
 
 
+_BYTES_A_TOKEN = 4
+"""Of an answer whose tokens nobody counted."""
 _FIGURES = ("prompt_tokens", "cached_tokens", "completion_tokens")
 """Names of the figures of a usage, in the order of ``outside.Usage``."""
 
@@ -96,6 +98,7 @@ class Flow:
         "call",
         "client",
         "continuous",
+        "counted",
         "exchange",
         "failed_on",
         "fields",
@@ -103,6 +106,7 @@ class Flow:
         "first_us",
         "kept",
         "kept_size",
+        "length",
         "listed",
         "live",
         "model",
@@ -166,17 +170,25 @@ class Flow:
         """Header fields of an answer that was not passed on: an error that another worker may avert."""
         self.kept: list[bytes] = []
         self.kept_size = 0
+        self.length = 0
+        """Bytes of an answer that is no stream, as announced."""
+        self.counted = 0
+        """Output tokens of a stream that the dispatcher was told of."""
 
     def __repr__(self) -> str:
         return f"<Flow {self.request.rid} {self.client.name} on {self.worker} status={self.status}>"
 
     def take_progress(self) -> int:
-        """Return the output tokens seen since the last call."""
+        """Return the output tokens seen since the last call, in all no more than were asked for."""
         self.listed = False
         tap = self.tap
         if tap is None:
             return 0
         tokens, tap.events = tap.events, 0
+        most = self.most.output
+        if most is not None and tokens > most - self.counted:
+            tokens = most - self.counted
+        self.counted += tokens
         return tokens
 
     # --- commands ------------------------------------------------------------------------------
@@ -298,7 +310,7 @@ class Flow:
         """The client is too far behind: cut off a stream; any other answer can wait in the worker.
 
         An answer that is not a stream is computed before its first byte, so the worker's capacity is
-        free from here on. Its usage, which comes last, is not waited for.
+        free from here on. Its usage, which comes last, is not waited for: its size is counted.
         """
         worker = self.worker
         if self.call is None or self.streamed or worker is None:
@@ -306,7 +318,7 @@ class Flow:
         self.call.pause()
         if self.live:
             worker.succeeded()
-            self._settle(None, worker)
+            self._settle(None, worker, max(self.length, self.kept_size))
             self.kept.clear()
             self.kept_size = _KEPT_BYTES  # nothing more is kept
         return True
@@ -335,6 +347,7 @@ class Flow:
             if self.tap is None:
                 self.tap = Tap(hide=False)
             self.tap.keep_null = self.worker is not None and self.worker.capacity.kind == SGLANG
+        self.length = length or 0
         self.exchange.begin(lines, length)
         self.body = b""  # from here on it is never sent again
 
@@ -383,7 +396,7 @@ class Flow:
             self.status = head.status
             self.body = b""
             worker.succeeded()
-            self._settle(usage_of(body), worker)
+            self._settle(usage_of(body), worker, len(body))
             self.exchange.whole(lines, body)
         except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
             self.broke(error)
@@ -408,7 +421,7 @@ class Flow:
             else:
                 usage = usage_of(b"".join(self.kept)) if self.kept_size <= _KEPT_BYTES else None
                 rest = b""
-            self._settle(usage, worker)
+            self._settle(usage, worker, self.kept_size)
             self.exchange.finish(rest)
         except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
             self.broke(error)
@@ -434,12 +447,17 @@ class Flow:
         self.figures.first_token.observe((now - self.arrived_us) / 1e6)
         scheduler.step(ev.FirstToken(now, self.request.rid))
 
-    def _settle(self, usage: Usage | None, worker: Worker) -> None:
-        """The answer is whole: tell the dispatcher what it took, as far as the engine is believed."""
+    def _settle(self, usage: Usage | None, worker: Worker, size: int = 0) -> None:
+        """The answer is whole: tell the dispatcher what it took, as far as the engine is believed.
+
+        ``size`` is that of an answer which is no stream, in bytes.
+        """
         scheduler, rid = self.scheduler, self.request.rid
         prompt, cached, output = (None, None, None) if usage is None else self._believed(usage, worker)
         if output is None:
             scheduler.report_progress(self)  # what was seen of it counts
+            if self.tap is None:
+                output = min(size // _BYTES_A_TOKEN, self._most_output(worker))
         now = scheduler.now_us()
         if prompt is not None:
             scheduler.prompts.learn(self.client.name, self.model, self.prompt, prompt)
@@ -456,10 +474,9 @@ class Flow:
     def _believed(self, usage: Usage, worker: Worker) -> outside.Usage:
         """Return the figures of ``usage`` that can be true; the worker's others are counted and ignored."""
         most = self.most
-        pool = worker.capacity.kv_tokens or _KV_TOKENS
+        most_prompt = most.prompts * (worker.capacity.kv_tokens or _KV_TOKENS)
         said = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
-        most_output = pool * most.sequences if most.output is None else most.output
-        found, wrong = outside.usage(*said, pool * most.prompts, most_output)
+        found, wrong = outside.usage(*said, most_prompt, self._most_output(worker))
         if wrong:
             if found.prompt_tokens is None:
                 said = (said[0], None, said[2])  # cached of how many, nobody can tell
@@ -467,6 +484,13 @@ class Flow:
                 if value is not None and kept is None:
                     worker.ignore(name, value if isinstance(value, int | float) else type(value).__name__)
         return found
+
+    def _most_output(self, worker: Worker) -> int:
+        """Return the most output tokens that the answer can have."""
+        most = self.most
+        if most.output is not None:
+            return most.output
+        return most.sequences * (worker.capacity.kv_tokens or _KV_TOKENS)
 
     def _refused_by(self, worker: Worker) -> None:
         """The answer is an error, which another worker may avert: tell whose it is."""
