@@ -40,6 +40,7 @@ HOT = (
     "engine/sequence.py",
     "engine/step.py",
     "engine/steptime.py",
+    "report/itl.py",
     "simulate/world/*.py",
     "trace/generators/*.py",
 )

@@ -65,7 +65,7 @@ def simulated(topology: str, policy: str, order: str) -> Iterator[str]:
     series = run.series
     for name in ("service", "demand", "queued", "running", "waiting", "kv_used", "prefilled"):
         yield from (f"{name} {i} {list(values)}" for i, values in enumerate(getattr(series, name)))
-    yield repr((run.fairness.worst_gap, run.fairness.pair, run.duration_us, sorted(run.gaps.items())))
+    yield repr((run.fairness.worst_gap, run.fairness.pair, run.duration_us, sorted(run.itl.items())))
     yield repr((run.steps, run.preemptions, run.computed_tokens, run.settings))
     ledger = world.dispatcher.ledger
     yield from (f"{client} {account!r}" for client, account in sorted(ledger.accounts.items()))

@@ -19,7 +19,7 @@ from fairlead.engine.fit import (
     COEFFICIENTS,
     WEIGHTS,
     FitError,
-    Sample,
+    MeasuredStep,
     errors_of,
     fit_steps,
     kind_of,
@@ -76,7 +76,7 @@ coefficients = st.builds(
 @settings(max_examples=25)
 @given(coefficients, st.integers(0, 3))
 def test_an_exact_table_gives_its_coefficients_back(known: StepTime, seed: int) -> None:
-    fit = fit_steps([Sample(work, us(known, work)) for work in works(seed)], known.head_us)
+    fit = fit_steps([MeasuredStep(work, us(known, work)) for work in works(seed)], known.head_us)
     for work in works(seed + 10):
         assert us(fit.steps, work) == pytest.approx(us(known, work), rel=0.02)
     assert fit.errors["decode"].worst < 0.02
@@ -85,7 +85,7 @@ def test_an_exact_table_gives_its_coefficients_back(known: StepTime, seed: int) 
 def test_noise_hardly_moves_the_coefficients() -> None:
     """3% of noise on 2,000 steps: every coefficient within 10%, the error reported is the noise."""
     rng = random.Random(1)
-    samples = [Sample(work, us(KNOWN, work) * rng.gauss(1, 0.03)) for work in works(1, 2_000)]
+    samples = [MeasuredStep(work, us(KNOWN, work) * rng.gauss(1, 0.03)) for work in works(1, 2_000)]
     fit = fit_steps(samples, KNOWN.head_us)
     for name in COEFFICIENTS:
         assert getattr(fit.steps, name) == pytest.approx(getattr(KNOWN, name), rel=0.1), name
@@ -99,21 +99,21 @@ def test_noise_hardly_moves_the_coefficients() -> None:
 
 def test_no_coefficient_is_negative() -> None:
     """Steps that get shorter with context are not explained by a negative cost."""
-    samples = [Sample(w, us(KNOWN, w) * (1.3 if w.decode_context < 50_000 else 0.8)) for w in works(2)]
+    samples = [MeasuredStep(w, us(KNOWN, w) * (1.3 if w.decode_context < 50_000 else 0.8)) for w in works(2)]
     fit = fit_steps(samples)
     assert min(getattr(fit.steps, name) for name in COEFFICIENTS) >= 0
 
 
 def test_without_a_floor_w_is_a() -> None:
     linear = replace(KNOWN, weights_us=0, sequence_us=0)
-    fit = fit_steps([Sample(w, us(linear, w)) for w in works(3)], KNOWN.head_us)
+    fit = fit_steps([MeasuredStep(w, us(linear, w)) for w in works(3)], KNOWN.head_us)
     assert fit.kink == pytest.approx(0, abs=1)
     for work in works(4):
         assert us(fit.steps, work) == pytest.approx(us(linear, work), rel=0.02)
 
 
 def test_without_mixed_steps_k_mix_is_assumed_and_said() -> None:
-    samples = [Sample(w, us(KNOWN, w)) for w in works(5) if kind_of(w) != "mixed"]
+    samples = [MeasuredStep(w, us(KNOWN, w)) for w in works(5) if kind_of(w) != "mixed"]
     fit = fit_steps(samples, KNOWN.head_us)
     assert fit.steps.mixed_context_ns == pytest.approx(MIXED_RATIO * fit.steps.decode_context_ns)
     assert "no mixed steps" in fit.notes[0]
@@ -122,8 +122,8 @@ def test_without_mixed_steps_k_mix_is_assumed_and_said() -> None:
 
 def test_what_the_steps_do_not_tell_apart_is_said() -> None:
     """Every prefill has 512 tokens and no past: b, a and k_p cannot be told apart."""
-    samples = [Sample(w, us(KNOWN, w)) for w in works(6) if kind_of(w) == "decode"]
-    samples += [Sample(Work(prefill_tokens=512, prefill_area=512 * 512), 30_000.0)] * 20
+    samples = [MeasuredStep(w, us(KNOWN, w)) for w in works(6) if kind_of(w) == "decode"]
+    samples += [MeasuredStep(Work(prefill_tokens=512, prefill_area=512 * 512), 30_000.0)] * 20
     fit = fit_steps(samples)
     assert any("not told apart" in note for note in fit.notes)
     assert fit.errors["prefill"].worst < 0.01
@@ -131,7 +131,9 @@ def test_what_the_steps_do_not_tell_apart_is_said() -> None:
 
 def test_errors_are_relative_and_signed() -> None:
     work = Work(10, 10_000)
-    errors = errors_of(KNOWN, [Sample(work, us(KNOWN, work) / 1.1), Sample(work, us(KNOWN, work) / 0.9)])
+    errors = errors_of(
+        KNOWN, [MeasuredStep(work, us(KNOWN, work) / 1.1), MeasuredStep(work, us(KNOWN, work) / 0.9)]
+    )
     assert errors["decode"].worst == pytest.approx(0.1)
     assert errors["decode"].bias == pytest.approx(0, abs=1e-9)
     assert set(errors) == {"decode"}
@@ -140,23 +142,23 @@ def test_errors_are_relative_and_signed() -> None:
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (Sample(Work(1, 10), 0.0), "step 1 took 0.0 us"),
-        (Sample(Work(1, 10), float("nan")), "step 1 took nan us"),
-        (Sample(Work(1, -10), 5.0), "step 1 is impossible"),
-        (Sample(Work(), 5.0), "step 1 is impossible"),
+        (MeasuredStep(Work(1, 10), 0.0), "step 1 took 0.0 us"),
+        (MeasuredStep(Work(1, 10), float("nan")), "step 1 took nan us"),
+        (MeasuredStep(Work(1, -10), 5.0), "step 1 is impossible"),
+        (MeasuredStep(Work(), 5.0), "step 1 is impossible"),
     ],
 )
-def test_impossible_steps_are_refused(sample: Sample, message: str) -> None:
+def test_impossible_steps_are_refused(sample: MeasuredStep, message: str) -> None:
     with pytest.raises(FitError, match=message):
-        fit_steps([sample, *(Sample(w, us(KNOWN, w)) for w in works(7))])
+        fit_steps([sample, *(MeasuredStep(w, us(KNOWN, w)) for w in works(7))])
 
 
 def test_too_few_steps_are_refused() -> None:
-    decoding = [Sample(w, us(KNOWN, w)) for w in works(8) if kind_of(w) == "decode"]
+    decoding = [MeasuredStep(w, us(KNOWN, w)) for w in works(8) if kind_of(w) == "decode"]
     with pytest.raises(FitError, match="0 steps that prefill: at least 8"):
         fit_steps(decoding)
     with pytest.raises(FitError, match="0 steps that only decode"):
-        fit_steps([Sample(w, us(KNOWN, w)) for w in works(8) if kind_of(w) == "prefill"])
+        fit_steps([MeasuredStep(w, us(KNOWN, w)) for w in works(8) if kind_of(w) == "prefill"])
 
 
 def test_without_scipy_the_command_says_what_to_install(
@@ -177,7 +179,7 @@ def test_a_fit_cannot_be_bettered_by_changing_one_coefficient(seed: int, noise: 
     """Around the solution the weighted squares grow whichever coefficient moves: it is an optimum."""
     rng = random.Random(seed)
     samples = [
-        Sample(work, us(KNOWN, work) * math.exp(rng.gauss(0, noise / 100))) for work in works(seed, 200)
+        MeasuredStep(work, us(KNOWN, work) * math.exp(rng.gauss(0, noise / 100))) for work in works(seed, 200)
     ]
     counts = Counter(kind_of(sample.work) for sample in samples)
     fit = fit_steps(samples, KNOWN.head_us)

@@ -89,7 +89,7 @@ def queue_run(
     draw = random.Random(seed)
     rows, free = Requests(), [0] * workers
     series = empty_series(len(clients), workers, 1_000_000)
-    at, gaps = 0.0, dict.fromkeys((9_000, 10_000, 30_000), 0)
+    at, itl = 0.0, dict.fromkeys((9_000, 10_000, 30_000), 0)
     for _ in range(requests):
         client = len(clients) - 1 if draw.random() < 0.5 else draw.randrange(len(clients))
         at += draw.expovariate(1.0) * 1e6 / (workers * load)
@@ -101,7 +101,7 @@ def queue_run(
         ended = first + (output - 1) * int(10_000 / speed)
         # The server is held for what it takes on average, so that load 1 is where the queue starts to grow.
         free[worker] = start + int(draw.uniform(0.8, 1.2) * 1e6 / speed)
-        gaps[draw.choice(list(gaps))] += output - 1
+        itl[draw.choice(list(itl))] += output - 1
         add(rows, client, int(at), first, ended, prompt, cached, output, worker=worker)
     _sample(rows, series, workers)
     values: dict[str, object] = {
@@ -111,7 +111,7 @@ def queue_run(
         "seed": seed,
         "workers": workers,
         "misbehaving": ("flood",) if "flood" in clients else (),
-        "gaps": gaps,
+        "itl": itl,
         "reachable_hit_rate": min(1.0, hit * 1.2),
         "fairness": Fairness(9_000.0 / speed, clients[:2], 24_000.0, "2·(U + Q) = 2·(8,000 + 4,000)"),  # type: ignore[arg-type]
         "elapsed_s": 0.02,

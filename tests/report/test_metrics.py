@@ -72,7 +72,7 @@ def test_prices_of_service_are_an_option() -> None:
 
 
 def test_itl_comes_from_the_pooled_gaps() -> None:
-    run = make_run(("ann", "ben"), two_clients(), gaps={10 * MS: 99, 500 * MS: 1})
+    run = make_run(("ann", "ben"), two_clients(), itl={10 * MS: 99, 500 * MS: 1})
     found = summarise(run)
     assert found["median_itl_ms"] == 10
     assert found["mean_itl_ms"] == pytest.approx(14.9)

@@ -19,7 +19,7 @@ from fairlead.simulate.experiments.base import (
     H100,
     OURS,
     VTC,
-    Entry,
+    CellFigures,
     Experiment,
     Options,
     Planned,
@@ -51,7 +51,7 @@ def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """An experiment of four cells of 30 requests."""
 
-    def cells(options: Options, _: Sequence[Entry]) -> list[Planned]:
+    def cells(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
         return [
             planned(
                 "part", "judge, more", one, generated("judge", 30, seed, attack="more:0.5"),
@@ -61,7 +61,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Experiment:
             for seed in options.seeds
         ]  # fmt: skip
 
-    def tables(entries: Sequence[Entry]) -> list[Table]:
+    def tables(entries: Sequence[CellFigures]) -> list[Table]:
         return [grid(entries, "part", TOKENS, against="VTC")]
 
     found = Experiment(

@@ -18,7 +18,7 @@ from fairlead.simulate.sweep import cache as sweep_cache
 from fairlead.simulate.sweep import cell as sweep_cell
 from fairlead.simulate.sweep import run as sweep
 from fairlead.simulate.sweep.cell import Maximum, reference_of
-from fairlead.simulate.sweep.run import Cell, CellsError, Sample, State, run_cells
+from fairlead.simulate.sweep.run import Cell, CellsError, Sample, SweepState, run_cells
 from fairlead.trace.model import Trace
 from fairlead.trace.workload import Workload
 from tests.simulate.sweeping import mooncake, small, untimed
@@ -50,14 +50,14 @@ def test_results_come_in_the_order_of_the_cells_however_many_processes_run_them(
 def test_a_second_run_only_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_cells(grid(), processes=2)
     monkeypatch.setattr(sweep, "run_cell", pytest.fail)
-    states: list[State] = []
+    states: list[SweepState] = []
     assert run_cells(grid(), processes=1, progress=states.append) == first
     assert (states[-1].kept, states[-1].done, states[-1].total) == (6, 6, 6)
 
 
 def test_fresh_runs_what_is_kept_again(tmp_path: Path) -> None:
     run_cells([small()], processes=1)
-    states: list[State] = []
+    states: list[SweepState] = []
     run_cells([small()], processes=1, fresh=True, progress=states.append)
     assert (states[-1].kept, states[-1].requests) == (0, 40)
 
@@ -72,7 +72,7 @@ def test_a_file_that_broke_is_made_again(tmp_path: Path) -> None:
 
 
 def test_equal_cells_run_once(tmp_path: Path) -> None:
-    states: list[State] = []
+    states: list[SweepState] = []
     one, other = run_cells(
         [replace(small(), label="one"), replace(small(), label="other")], processes=1, progress=states.append
     )
@@ -209,7 +209,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(tmp_path: Path, proc
     with pytest.raises(CellsError, match="the lost one: 'no-such-thing' is neither") as error:
         run_cells(cells, processes=processes, folder=tmp_path)
     assert [r and r["policy"] for r in error.value.results] == ["d2lpm", None, "lmetric"]
-    states: list[State] = []
+    states: list[SweepState] = []
     run_cells([cells[0], cells[2]], processes=1, folder=tmp_path, progress=states.append)
     assert states[-1].kept == 2
 
@@ -222,13 +222,13 @@ def test_a_maximum_that_cannot_be_measured_fails_its_cells_only(tmp_path: Path) 
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
-    def stop(state: State) -> None:
+    def stop(state: SweepState) -> None:
         if state.done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_cells(grid(), processes=1, folder=tmp_path, progress=stop)
-    states: list[State] = []
+    states: list[SweepState] = []
     run_cells(grid(), processes=1, folder=tmp_path, progress=states.append)
     assert states[-1].kept == 4
     assert states[-1].requests == 2 * 40
@@ -297,7 +297,7 @@ def test_a_stopped_sweep_leaves_its_results_and_no_process(
     monkeypatch.setattr(sweep_cache, "code_hash", lambda: "that of the test")  # whoever edits meanwhile
     seen: list[int] = []
 
-    def look(state: State) -> None:
+    def look(state: SweepState) -> None:
         seen.append(state.kept)
         raise KeyboardInterrupt
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.simulate.sweep.pool import Ends, Failure, Work, run_here, run_in_processes
+from fairlead.simulate.sweep.pool import Call, Ends, Failure, run_here, run_in_processes
 from fairlead.simulate.sweep.ray import run_on_ray
 
 
@@ -50,7 +50,7 @@ def all_of(ends: Ends) -> dict[int, Any]:
 
 @pytest.mark.parametrize("processes", [1, 2, 5])
 def test_every_piece_of_work_is_done_once(processes: int) -> None:
-    works = [Work(told, i) for i in range(12)]
+    works = [Call(told, i) for i in range(12)]
     found = all_of(run_in_processes(works, processes))
     assert [found[i][0] for i in range(12)] == list(range(12))
     pids = {pid for _, pid in found.values()}
@@ -63,7 +63,7 @@ def test_nothing_to_do_starts_nothing() -> None:
 
 
 def test_a_process_stays_with_its_group() -> None:
-    works = [Work(told, (group, i), group) for i in range(20) for group in "ab"]
+    works = [Call(told, (group, i), group) for i in range(20) for group in "ab"]
     found = all_of(run_in_processes(works, 2))
     changes = Counter()
     at: dict[int, str] = {}
@@ -85,7 +85,7 @@ def test_a_process_stays_with_its_group() -> None:
     ],
 )
 def test_a_fault_is_told_and_does_not_lose_the_rest(call: Any, said: str) -> None:
-    works = [Work(told, 0), Work(call, 1), Work(told, 2), Work(call, 3), Work(told, 4)]
+    works = [Call(told, 0), Call(call, 1), Call(told, 2), Call(call, 3), Call(told, 4)]
     found = all_of(run_in_processes(works, 2))
     assert [found[i][0] for i in (0, 2, 4)] == [0, 2, 4]
     for i in (1, 3):
@@ -95,7 +95,7 @@ def test_a_fault_is_told_and_does_not_lose_the_rest(call: Any, said: str) -> Non
 
 
 def test_closing_ends_the_processes_whatever_they_do() -> None:
-    ends = run_in_processes([Work(told, 0), *[Work(waits, i) for i in range(3)]], 3)
+    ends = run_in_processes([Call(told, 0), *[Call(waits, i) for i in range(3)]], 3)
     pid = next(one for one in ends if one is not None)[1][1]
     assert os.path.exists(f"/proc/{pid}")
     began = time.monotonic()
@@ -106,7 +106,7 @@ def test_closing_ends_the_processes_whatever_they_do() -> None:
 
 
 def test_the_caller_gets_a_turn_while_all_are_busy() -> None:
-    with closing(run_in_processes([Work(waits, 0)], 1)) as ends:
+    with closing(run_in_processes([Call(waits, 0)], 1)) as ends:
         assert next(ends) is None
         assert next(ends) is None
 
@@ -118,7 +118,7 @@ def test_a_process_with_threads_is_not_forked() -> None:
     thread = threading.Thread(target=gate.wait)
     thread.start()
     try:
-        found = all_of(run_in_processes([Work(told, 1), Work(refuses, 2)], 1))
+        found = all_of(run_in_processes([Call(told, 1), Call(refuses, 2)], 1))
     finally:
         gate.set()
         thread.join()
@@ -183,7 +183,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 
 def test_ray_does_the_work_and_loses_no_place(ray: FakeRay) -> None:
-    works = [Work(told, 0), Work(refuses, 1), Work(told, "lost"), Work(told, 3)]
+    works = [Call(told, 0), Call(refuses, 1), Call(told, "lost"), Call(told, 3)]
     found = all_of(run_on_ray(works, "auto"))
     assert (found[0][0], found[3][0]) == (0, 3)
     assert found[1] == Failure("such a thing cannot be")
@@ -194,7 +194,7 @@ def test_ray_does_the_work_and_loses_no_place(ray: FakeRay) -> None:
 
 def test_stopping_cancels_what_ray_has_not_done(ray: FakeRay) -> None:
     ray.stuck = {0, 2}
-    with closing(run_on_ray([Work(told, i) for i in range(3)], "auto")) as ends:
+    with closing(run_on_ray([Call(told, i) for i in range(3)], "auto")) as ends:
         assert next(ends) is not None
     assert (ray.cancelled, ray.down) == ([0, 2], 1)
 
@@ -202,17 +202,17 @@ def test_stopping_cancels_what_ray_has_not_done(ray: FakeRay) -> None:
 def test_a_node_with_other_code_is_refused(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = iter(["mine", "theirs"])
     monkeypatch.setattr("fairlead.simulate.sweep.ray.code_hash", lambda: next(hashes))
-    assert "another version" in all_of(run_on_ray([Work(told, 0)], "auto"))[0].text
+    assert "another version" in all_of(run_on_ray([Call(told, 0)], "auto"))[0].text
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:word"])
 def test_an_address_where_nobody_is_says_so_at_once(ray: FakeRay, address: str) -> None:
     with pytest.raises(ValueError, match=f"no Ray cluster at {address}"):
-        all_of(run_on_ray([Work(told, 0)], address))
+        all_of(run_on_ray([Call(told, 0)], address))
     assert not ray.started
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'fairlead\[ray\]'"):
-        all_of(run_on_ray([Work(told, 0)], "auto"))
+        all_of(run_on_ray([Call(told, 0)], "auto"))

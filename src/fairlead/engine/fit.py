@@ -43,7 +43,7 @@ class FitError(ValueError):
     """A table that cannot be fitted. The message names the file, column or step and what is wrong."""
 
 
-class Sample(NamedTuple):
+class MeasuredStep(NamedTuple):
     """One measured step: what it computed and how long it took, in microseconds."""
 
     work: Work
@@ -80,7 +80,7 @@ def kind_of(work: Work) -> str:
     return "mixed" if work.decode_seqs else "prefill"
 
 
-def fit_steps(samples: Sequence[Sample], head_us: float = 0) -> Fit:
+def fit_steps(samples: Sequence[MeasuredStep], head_us: float = 0) -> Fit:
     """Fit every coefficient but the head, which is given, and ``cpu_us``, which is 0 in the result.
 
     Raises ``FitError`` if there are too few steps or one is impossible.
@@ -96,7 +96,7 @@ def fit_steps(samples: Sequence[Sample], head_us: float = 0) -> Fit:
     return Fit(steps, errors_of(steps, samples), max(0.0, kink), notes)
 
 
-def errors_of(steps: StepTime, samples: Iterable[Sample]) -> dict[str, Errors]:
+def errors_of(steps: StepTime, samples: Iterable[MeasuredStep]) -> dict[str, Errors]:
     """Return the relative errors of ``steps`` over ``samples``, by kind."""
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for work, us in samples:
@@ -110,7 +110,7 @@ def _summary(errors: list[float]) -> Errors:
     return Errors(len(sizes), sizes[last // 2], sizes[last * 9 // 10], sizes[last], sum(errors) / len(errors))
 
 
-def _check(samples: Sequence[Sample]) -> None:
+def _check(samples: Sequence[MeasuredStep]) -> None:
     for number, (work, us) in enumerate(samples, 1):
         if not us > 0 or us == float("inf"):
             raise FitError(f"step {number} took {us} us")
@@ -122,7 +122,7 @@ def _check(samples: Sequence[Sample]) -> None:
             raise FitError(f"{count} steps that {what}: at least {LEAST_STEPS} are needed")
 
 
-def _kinks(samples: Sequence[Sample]) -> list[int]:
+def _kinks(samples: Sequence[MeasuredStep]) -> list[int]:
     """Return where to start from: 0 (no floor), then sizes of step spread over those measured."""
     sizes = sorted({s.work.decode_seqs + s.work.prefill_tokens for s in samples})
     return [0, *(sizes[len(sizes) * i // _STARTS] for i in range(1, _STARTS))]
@@ -158,7 +158,7 @@ def _sides(work: Work) -> tuple[_Row, _Row]:
 class _Problem:
     """The steps of a fit, each row and its target divided by the measured time and weighted."""
 
-    def __init__(self, samples: Sequence[Sample], counts: Counter[str], head_us: float) -> None:
+    def __init__(self, samples: Sequence[MeasuredStep], counts: Counter[str], head_us: float) -> None:
         self._np, self._nnls = _libraries()
         array = self._np.array
         kinds = [kind_of(work) for work, _ in samples]

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import TextIO
 
-from fairlead.engine.fit import FitError, Sample
+from fairlead.engine.fit import FitError, MeasuredStep
 from fairlead.engine.steptime import Work
 
 ONCE = {"embedding", "final_layernorm"}
@@ -101,10 +101,10 @@ def _number(row: Mapping[str, str], name: str, path: Path, line: int) -> float:
     return value
 
 
-def read_steps(path: Path) -> list[Sample]:
+def read_steps(path: Path) -> list[MeasuredStep]:
     """Read steps timed by yourself: decode_seqs, decode_context, prefill_tokens, prefill_area, step_us."""
     columns = ("decode_seqs", "decode_context", "prefill_tokens", "prefill_area", "step_us")
-    samples = [Sample(Work(*map(int, row[:4])), row[4]) for row, _ in read_rows(path, columns)]
+    samples = [MeasuredStep(Work(*map(int, row[:4])), row[4]) for row, _ in read_rows(path, columns)]
     for number, (work, us) in enumerate(samples, 2):
         if not us:
             raise FitError(f"{path} line {number}: step_us is 0")
@@ -157,7 +157,7 @@ class KernelTables:
     def _names(path: Path) -> set[str]:
         return {names[0] for _, names in read_rows(path, (), ("layer",))}
 
-    def rows(self, kv_tokens: int, max_tokens: int) -> list[Sample]:
+    def rows(self, kv_tokens: int, max_tokens: int) -> list[MeasuredStep]:
         """Return the steps of the attention table that fit a KV pool and a token budget."""
         return [
             self._sample(chunk, past, seqs, context, us)
@@ -165,14 +165,14 @@ class KernelTables:
             if seqs * context + past + chunk <= kv_tokens and 0 < chunk + seqs <= max_tokens
         ]
 
-    def draw(self, count: int, kv_tokens: int, max_tokens: int, seed: int = 0) -> list[Sample]:
+    def draw(self, count: int, kv_tokens: int, max_tokens: int, seed: int = 0) -> list[MeasuredStep]:
         """Return ``count`` batches such as engines run: half of them decode, a quarter each prefill and mix.
 
         Sequences: evenly from 1 to 128, one batch in three evenly by magnitude. Prefill chunks:
         evenly by magnitude, half of them after a cached or computed prefix.
         """
         rng = random.Random(seed)
-        samples: list[Sample] = []
+        samples: list[MeasuredStep] = []
         for attempt in range(20 * count):
             found = self._draw_one(rng, attempt % 4, kv_tokens, max_tokens)
             if found is not None:
@@ -181,7 +181,9 @@ class KernelTables:
                     return samples
         raise FitError(f"only {len(samples)} of {20 * count} drawn batches lie within the attention table")
 
-    def _draw_one(self, rng: random.Random, kind: int, kv_tokens: int, max_tokens: int) -> Sample | None:
+    def _draw_one(
+        self, rng: random.Random, kind: int, kv_tokens: int, max_tokens: int
+    ) -> MeasuredStep | None:
         seqs = chunk = past = context = 0
         if kind != 3:
             seqs = rng.randint(1, DRAWN_SEQS) if rng.random() < 2 / 3 else _by_magnitude(rng, 1, DRAWN_SEQS)
@@ -197,9 +199,9 @@ class KernelTables:
         factor = self.spread["mixed" if chunk else "pure"](seqs) if self.spread and seqs else 1.0
         return self._sample(chunk, past, seqs, context, attention * factor)
 
-    def _sample(self, chunk: int, past: int, seqs: int, context: int, attention_us: float) -> Sample:
+    def _sample(self, chunk: int, past: int, seqs: int, context: int, attention_us: float) -> MeasuredStep:
         us = self.layers * attention_us + self._dense(chunk + seqs) + self._head(seqs + bool(chunk))
-        return Sample(Work(seqs, seqs * context, chunk, chunk * (2 * past + chunk)), us)
+        return MeasuredStep(Work(seqs, seqs * context, chunk, chunk * (2 * past + chunk)), us)
 
     def _interpolate(self, *point: int) -> float | None:
         """Return the attention of one layer, linear between the corners around it; None outside."""

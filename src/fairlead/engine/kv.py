@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from fairlead.core.model import BlockKey
 
 
-class Run(Linked):
+class BlockRun(Linked):
     """Cached blocks that continue each other and are in use by the same requests; in the ring while idle."""
 
     __slots__ = ("children", "keys", "parent", "users")
 
-    def __init__(self, keys: list[BlockKey], parent: Run | None, users: int) -> None:
+    def __init__(self, keys: list[BlockKey], parent: BlockRun | None, users: int) -> None:
         super().__init__()
         self.keys = keys
         self.parent = parent
         self.users = users
-        self.children: dict[BlockKey, Run] = {}
+        self.children: dict[BlockKey, BlockRun] = {}
         """By the first key of each."""
 
     def __repr__(self) -> str:
-        return f"<Run {len(self.keys)} blocks, {self.users} users>"
+        return f"<BlockRun {len(self.keys)} blocks, {self.users} users>"
 
 
 def _common(chain: Sequence[BlockKey], start: int, end: int, keys: list[BlockKey]) -> int:
@@ -67,7 +67,7 @@ class KVPool:
         if blocks < 1:
             raise ValueError(f"a KV pool has at least one block, not {blocks}")
         self.blocks = blocks
-        self._root = Run([], None, 1)
+        self._root = BlockRun([], None, 1)
         """Of the tree; and of the ring of runs without a user: ``newer`` is the least recently used."""
         self._root.begin_ring()
         self._cached = 0
@@ -91,7 +91,7 @@ class KVPool:
         return self._cached
 
     @property
-    def root(self) -> Run:
+    def root(self) -> BlockRun:
         """What a request holds that holds nothing."""
         return self._root
 
@@ -120,7 +120,7 @@ class KVPool:
             at += len(run.keys)
         return 0
 
-    def use(self, chain: Sequence[BlockKey], matched: int) -> Run:
+    def use(self, chain: Sequence[BlockKey], matched: int) -> BlockRun:
         """Take a reference on the first ``matched`` blocks of ``chain``, all of them cached."""
         at, run = 0, self._root
         while at < matched:
@@ -134,13 +134,13 @@ class KVPool:
             run.users += 1
         return run
 
-    def _split(self, run: Run, count: int) -> Run:
+    def _split(self, run: BlockRun, count: int) -> BlockRun:
         """Split the first ``count`` blocks of a run off, into a run of their own, and return that.
 
         The rest stays the same object: it keeps its place in the LRU order and the requests that end in it.
         """
         assert run.parent is not None
-        upper = Run(run.keys[:count], run.parent, run.users)
+        upper = BlockRun(run.keys[:count], run.parent, run.users)
         del run.keys[:count]
         upper.parent = run.parent
         run.parent.children[upper.keys[0]] = upper
@@ -168,7 +168,7 @@ class KVPool:
         evicted: list[BlockKey] = []
         while count:
             run = self._root.newer
-            assert isinstance(run, Run)
+            assert isinstance(run, BlockRun)
             keys = run.keys
             if len(keys) > count:
                 if tell:
@@ -183,7 +183,9 @@ class KVPool:
             del run.parent.children[keys[0]]
         return evicted
 
-    def publish(self, held: Run, chain: Sequence[BlockKey], start: int, end: int) -> tuple[Run, int]:
+    def publish(
+        self, held: BlockRun, chain: Sequence[BlockKey], start: int, end: int
+    ) -> tuple[BlockRun, int]:
         """Turn a request's private blocks ``start`` to ``end`` of its chain, now full, into cached ones.
 
         ``held`` names what it holds: the blocks before ``start``. A block that another request published
@@ -208,11 +210,11 @@ class KVPool:
         if held.users == 1 and not held.children and held is not self._root:
             held.keys += new  # nobody else has seen the end of it
         else:
-            held.children[new[0]] = run = Run(new, held, 1)
+            held.children[new[0]] = run = BlockRun(new, held, 1)
             held = run
         return held, at
 
-    def release(self, held: Run, private: int) -> None:
+    def release(self, held: BlockRun, private: int) -> None:
         """Give back ``private`` blocks and the references on what is held, last block first."""
         self._private -= private
         self.used -= private
@@ -229,11 +231,11 @@ class KVPool:
         """Evict every idle block; return their keys. Blocks in use stay cached."""
         return self._evict(sum(len(run.keys) for run in self._idle()), True)
 
-    def _idle(self) -> Iterator[Run]:
+    def _idle(self) -> Iterator[BlockRun]:
         """Iterate over the runs without a user, least recently used first."""
         run = self._root.newer
         while run is not self._root:
-            assert isinstance(run, Run)
+            assert isinstance(run, BlockRun)
             yield run
             run = run.newer
 
@@ -242,7 +244,7 @@ class KVPool:
         for run in self._runs():
             yield from run.keys
 
-    def _runs(self) -> Iterator[Run]:
+    def _runs(self) -> Iterator[BlockRun]:
         stack = list(self._root.children.values())
         while stack:
             run = stack.pop()

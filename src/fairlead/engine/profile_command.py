@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fairlead.engine.fit import Fit, FitError, Sample, errors_of, fit_steps
+from fairlead.engine.fit import Fit, FitError, MeasuredStep, errors_of, fit_steps
 from fairlead.engine.fit_tables import KernelTables, read_meta, read_steps
 from fairlead.engine.measured import compare, read_run, replay, sensitivity
 from fairlead.engine.profile_file import profile_toml, rounded
@@ -116,7 +116,7 @@ class _Measured(NamedTuple):
     """What a table gave: a fit, and the samples by the name of their source to report its error on."""
 
     fit: Fit
-    sources: dict[str, list[Sample]]
+    sources: dict[str, list[MeasuredStep]]
     provenance: str
     cpu_us: float
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from fairlead.core.model import BlockKey, ClientId
 from fairlead.core.ordering.base import QueuedRequest
-from fairlead.engine.kv import Run
+from fairlead.engine.kv import BlockRun
 
 # Where it is.
 WAITING: Final = 0
@@ -64,7 +64,7 @@ class EngineSequence:
         """While it decodes, as of step ``since``."""
         self.published = 0
         """Leading blocks that are in the cache, referenced."""
-        self.held: Run
+        self.held: BlockRun
         """What it holds of the cache, while it is in the batch."""
         self.admitted = 0
         """Number of its last admission: the order of the batch."""

@@ -1,4 +1,4 @@
-"""Reads one streamed answer: first token, gaps, usage, and the one way in which it ended."""
+"""Reads one streamed answer: first token, times between tokens, usage, and the one way in which it ended."""
 
 from collections.abc import Callable
 from time import perf_counter_ns
@@ -59,15 +59,15 @@ class Answer:
     """
 
     __slots__ = (
-        "_began_ns", "_done", "_error", "_gap", "_rest", "call", "ended", "first_ns", "last_ns", "outcome",
+        "_began_ns", "_done", "_error", "_itl", "_rest", "call", "ended", "first_ns", "last_ns", "outcome",
         "reason", "row", "status", "tokens", "usage",
     )  # fmt: skip
 
-    def __init__(self, row: int, ended: "Callable[[Answer], None]", gap: Callable[[int, int], None]) -> None:
+    def __init__(self, row: int, ended: "Callable[[Answer], None]", itl: Callable[[int, int], None]) -> None:
         self.row = row
         self.ended = ended
-        self._gap = gap
-        """Told of gaps between tokens: microseconds, and how many."""
+        self._itl = itl
+        """Told of the times between tokens: microseconds, and how many."""
         self.call: Call | None = None
         self.status = 0
         self.first_ns = 0
@@ -126,11 +126,11 @@ class Answer:
     def _count(self, tokens: int, now: int) -> None:
         """Count tokens that came together: between them the client saw no time pass."""
         if self.tokens:
-            self._gap((now - self.last_ns) // 1000, 1)
+            self._itl((now - self.last_ns) // 1000, 1)
         else:
             self._began_ns = now
         if tokens > 1:
-            self._gap(0, tokens - 1)
+            self._itl(0, tokens - 1)
         self.tokens += tokens
         self.last_ns = now
 

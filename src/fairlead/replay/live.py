@@ -19,7 +19,7 @@ from fairlead.trace.transform import cap_tokens
 LATE_MS = 20.0
 """A sender whose 99th percentile is later than this is told so: its own lateness is in every TTFT."""
 MERGED = 1.05
-"""Tokens an event beyond which a reader is told that the gaps between tokens are not all seen."""
+"""Tokens an event beyond which a reader is told that the times between tokens are not all seen."""
 _REACH_LIMIT = 50_000
 """Requests that the reachable hit rate is computed on: it remembers every block."""
 
@@ -101,7 +101,7 @@ def _run(
         fairness=fairness(found, clients, weights),
         duration_us=record.duration_us(),
         reachable_hit_rate=reached.hit_rate,
-        gaps=record.gaps.close(),
+        itl=record.itl.close(),
         computed_tokens=sum(computed),
         settings=_settings(trace, endpoint, prompts, pace, sender),
     )

@@ -7,29 +7,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from fairlead.core.model import Costs
+from fairlead.report.itl import InterTokenTimes
 from fairlead.report.run import UNFINISHED, Fairness, Requests, Series
 
 SHORT_US = 120_000_000
 """Runs up to here are sampled ten times a second, longer ones once."""
 MOST_PAIRED = 32
 """Clients up to which all pairs are compared."""
-
-
-class Gaps:
-    """A histogram of the time between two tokens: bins of 1%, so that memory is bounded."""
-
-    def __init__(self) -> None:
-        self._bins: dict[int, int] = {}
-
-    def add(self, us: int, count: int) -> None:
-        """Count so many gaps of a length."""
-        shift = max(0, us.bit_length() - 7)  # keep seven bits
-        kept = us >> shift << shift
-        self._bins[kept] = self._bins.get(kept, 0) + count
-
-    def close(self) -> dict[int, int]:
-        """Return count by length in microseconds."""
-        return dict(sorted(self._bins.items()))
 
 
 class Record:
@@ -39,7 +23,7 @@ class Record:
         self.requests = Requests()
         self.planned = array("i")
         """Output tokens that each request should have, by the workload."""
-        self.gaps = Gaps()
+        self.itl = InterTokenTimes()
 
     def new(self, client: int, arrived: int, prompt: int, output: int) -> int:
         """Begin a row and return its number. Until it is filled in, it is unfinished."""

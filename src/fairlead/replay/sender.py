@@ -60,7 +60,7 @@ class _Chain:
             self.children.setdefault(turn.after, []).append(i)
 
 
-class _Flight:
+class _ActiveRequest:
     """A request that has arrived and not ended."""
 
     __slots__ = ("answer", "due", "timer", "turn")
@@ -111,9 +111,9 @@ class Sender:
         self._session_count = 0
         self._under_way = 0
         """Requests sent and not ended."""
-        self._flights: dict[int, _Flight] = {}
+        self._flights: dict[int, _ActiveRequest] = {}
         """By row: those under way, and those that wait for room."""
-        self._waiting: deque[_Flight] = deque()
+        self._waiting: deque[_ActiveRequest] = deque()
         self._coming = next(self._sessions, None)
         self._first_at = self._coming.at if self._coming else 0
         self._start_ns = 0
@@ -224,7 +224,7 @@ class Sender:
         client = self._clients[due.chain.session.client]
         row = self.record.new(client, due.at_us, turn.prompt_tokens, turn.output_tokens)
         self.tally.arrived += 1
-        flight = _Flight(due, turn, Answer(row, self._ended, self.record.gaps.add))
+        flight = _ActiveRequest(due, turn, Answer(row, self._ended, self.record.itl.add))
         patience = self._pace.timeout_s - (self._us(perf_counter_ns()) - due.at_us) / 1e6
         flight.timer = asyncio.get_running_loop().call_later(max(0.0, patience), self._give_up, flight)
         self._flights[row] = flight
@@ -237,7 +237,7 @@ class Sender:
     def _has_room(self) -> bool:
         return not self._pace.max_concurrency or self._under_way < self._pace.max_concurrency
 
-    def _send(self, flight: _Flight) -> None:
+    def _send(self, flight: _ActiveRequest) -> None:
         chain, turn, endpoint = flight.due.chain, flight.turn, self._endpoint
         prompt = self._prompts.of(turn, f"{chain.name}/{flight.due.place}")
         session = chain.session
@@ -246,7 +246,7 @@ class Sender:
         self._under_way += 1
         flight.answer.call = endpoint.pool.send(request, flight.answer)
 
-    def _give_up(self, flight: _Flight) -> None:
+    def _give_up(self, flight: _ActiveRequest) -> None:
         """Its client's patience is over."""
         answer = flight.answer
         if answer.call is not None:

@@ -52,7 +52,7 @@ def summarise(
         "duration": duration_s,
         **_arrivals(run),
         **whole.facts(costs, duration_s),
-        **describe_histogram("itl", run.gaps),
+        **describe_histogram("itl", run.itl),
         "slos": dict(limits),
         "reachable_hit_rate": run.reachable_hit_rate if run.reachable_hit_rate >= 0 else None,
         "fairness": _fairness(run, tallies, costs),

@@ -104,8 +104,8 @@ class Run:
     """From the first arrival to the last end."""
     reachable_hit_rate: float = -1.0
     """Prompt tokens that an infinite cache shared by all would have had, as a share; -1 where unknown."""
-    gaps: dict[int, int] = field(default_factory=dict)
-    """Gaps between output tokens: how many (value) lasted about so long (key, µs)."""
+    itl: dict[int, int] = field(default_factory=dict)
+    """Inter-token latency: how many times between output tokens (value) were about so long (key, µs)."""
     steps: int = 0
     preemptions: int = 0
     computed_tokens: int = 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from fairlead.core import events as ev
 from fairlead.core.dispatcher import Dispatcher
-from fairlead.trace.decision_reader import Entry, LogReader
+from fairlead.trace.decision_reader import LogReader, LogRecord
 from fairlead.trace.decisions import LogError, Outcome, decode_outcome, encode_outcome, refusal
 
 _REPORT_EVERY = 2_000
@@ -90,7 +90,7 @@ def _outcome(dispatcher: Dispatcher, event: ev.Event) -> Outcome:
 # --- explaining a difference -----------------------------------------------------------------------
 
 
-def _difference(entry: Entry, got: Outcome) -> Difference:
+def _difference(entry: LogRecord, got: Outcome) -> Difference:
     try:
         expected: object = decode_outcome(entry.outcome)
     except ValueError as error:

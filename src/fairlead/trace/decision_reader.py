@@ -11,7 +11,7 @@ from fairlead.trace.decision_files import header_of, numbered
 from fairlead.trace.decisions import LogError, decode, decode_header
 
 
-class Entry(NamedTuple):
+class LogRecord(NamedTuple):
     """One record as it was read."""
 
     number: int
@@ -55,11 +55,11 @@ class LogReader:
         """Bytes in all files."""
         return sum(path.stat().st_size for path in self.paths)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[LogRecord]:
         """Read all records from the oldest. Raises ``LogError`` where that is impossible."""
         return self.records()
 
-    def records(self, *kinds: type[ev.Event]) -> Iterator[Entry]:
+    def records(self, *kinds: type[ev.Event]) -> Iterator[LogRecord]:
         """Read the records of these kinds of events, or all if none is named; the others cost little.
 
         Raises ``LogError`` for a damaged log.
@@ -80,7 +80,7 @@ class LogReader:
 
     def _of_file(
         self, file: BinaryIO, path: Path, number: int, wanted: tuple[bytes, ...]
-    ) -> Generator[Entry, None, int]:
+    ) -> Generator[LogRecord, None, int]:
         """Yield a file's records; return the number of the one that would follow."""
         for at, line in enumerate(file, 2):
             self.bytes_read += len(line)
@@ -94,7 +94,7 @@ class LogReader:
                     event, outcome = decode(line)
                 except ValueError as error:
                     raise LogError(f"{path} line {at} is no record: {error}") from None
-                yield Entry(number, event, outcome, path, at)
+                yield LogRecord(number, event, outcome, path, at)
             number += 1
         return number
 

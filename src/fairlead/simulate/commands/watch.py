@@ -5,7 +5,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fairlead.simulate.sweep.run import State
+from fairlead.simulate.sweep.run import SweepState
 
 _DOING = {"maximum": "measuring maximum loads", "cells": "simulating"}
 
@@ -20,7 +20,7 @@ class Watch:
     def __init__(self, console: Console, told: str = "") -> None:
         self._console = console
         self._told = f"{told}: " if told else ""
-        self._state = State("cells", 0, 0)
+        self._state = SweepState("cells", 0, 0)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -40,7 +40,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, state: State) -> None:
+    def show(self, state: SweepState) -> None:
         """Draw how far the sweep is."""
         if self._task is None or state.doing != self._state.doing:
             if self._task is not None:
@@ -72,7 +72,7 @@ class Watch:
         self._console.print(", ".join(parts), style="dim", highlight=False)
 
 
-def _note(state: State) -> str:
+def _note(state: SweepState) -> str:
     parts = []
     if state.kept:
         parts.append(f"and {state.kept} from the cache")

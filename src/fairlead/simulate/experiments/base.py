@@ -13,7 +13,7 @@ from fairlead.simulate.settings import ENGINE, GATEWAY, Settings
 from fairlead.simulate.sweep.run import ALL, Cell, Sample
 from fairlead.trace.workload import Workload
 
-Entry = Mapping[str, Any]
+CellFigures = Mapping[str, Any]
 """One cell's figures and where they belong, JSON-ready: see ``figures.entry``."""
 
 
@@ -108,7 +108,7 @@ def planned(
     return Planned(part, name, contender, Cell(workload, settings, load, label, sample), x)
 
 
-Stage = Callable[[Options, Sequence[Entry]], list[Planned]]
+Stage = Callable[[Options, Sequence[CellFigures]], list[Planned]]
 """Cells, given the entries of the stages before it; with none, those that it would have by default."""
 
 
@@ -124,10 +124,10 @@ class Experiment:
     why: str
     """Why what we see differs from it, or does not: paragraphs, with an empty line between them."""
     stages: Sequence[Stage]
-    seen: Callable[[Sequence[Entry]], list[str]]
+    seen: Callable[[Sequence[CellFigures]], list[str]]
     """What the figures say, in sentences made from them."""
-    tables: Callable[[Sequence[Entry]], list[Table]]
-    charts: Callable[[Sequence[Entry]], dict[str, str]]
+    tables: Callable[[Sequence[CellFigures]], list[Table]]
+    charts: Callable[[Sequence[CellFigures]], dict[str, str]]
     """Drawings by name, as SVG."""
     missing: Callable[[Options], list[str]] = lambda _: []
     """What is left out for want of data, and where to get it."""

@@ -9,13 +9,13 @@ from typing import Any
 
 from fairlead import __version__
 from fairlead.report.tables import Table
-from fairlead.simulate.experiments.base import OURS, Entry, Experiment, Options
+from fairlead.simulate.experiments.base import OURS, CellFigures, Experiment, Options
 
 SCHEMA = 1
 _MARKUP = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
 
 
-def document(experiment: Experiment, options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
+def document(experiment: Experiment, options: Options, entries: Sequence[CellFigures]) -> dict[str, Any]:
     """Return everything that is told of one experiment, JSON-ready."""
     return {
         "experiment": experiment.name,

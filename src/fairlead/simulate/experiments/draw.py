@@ -4,14 +4,20 @@ from collections.abc import Mapping, Sequence
 
 from fairlead.report.numbers import short, short_time
 from fairlead.report.svg import Plot, Point, Shown, axis, dash, room_for, series
-from fairlead.simulate.experiments.base import Entry
+from fairlead.simulate.experiments.base import CellFigures
 from fairlead.simulate.experiments.figures import Measure, mean, names, select
 
 WIDTH, HEIGHT = 560, 320
 
 
 def curves(
-    entries: Sequence[Entry], part: str, measure: Measure, workload: str, x_title: str, *, log_x: bool = False
+    entries: Sequence[CellFigures],
+    part: str,
+    measure: Measure,
+    workload: str,
+    x_title: str,
+    *,
+    log_x: bool = False,
 ) -> str:
     """Return a figure against ``x``, a line a contender; nothing where fewer than two x were run."""
     chosen = select(entries, part=part, workload=workload)

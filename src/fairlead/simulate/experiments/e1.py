@@ -11,8 +11,8 @@ from fairlead.simulate.experiments.base import (
     OURS,
     PAPER_GPU,
     VTC,
+    CellFigures,
     Contender,
-    Entry,
     Experiment,
     Options,
     Planned,
@@ -52,7 +52,7 @@ LARGE = "whole KV pool"
 ATTACKS = ("more", "longer")
 
 
-def cells(options: Options, _: Sequence[Entry]) -> list[Planned]:
+def cells(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     """Return all cells."""
     found: list[Planned] = []
     orders = (FCFS, LPM, VTC, DLPM, OURS)
@@ -98,7 +98,7 @@ def _on(
     ]
 
 
-def seen(entries: Sequence[Entry]) -> list[str]:
+def seen(entries: Sequence[CellFigures]) -> list[str]:
     """Tell DLPM's throughput against VTC's, its gap, and what locality alone would give."""
     rows = names(select(entries, part=MAIN), "workload")
 
@@ -118,7 +118,7 @@ def seen(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _pareto_words(entries: Sequence[Entry]) -> list[str]:
+def _pareto_words(entries: Sequence[CellFigures]) -> list[str]:
     said = []
     for row in names(select(entries, part=SWEEP), "workload"):
         mine = select(entries, part=SWEEP, workload=row)
@@ -133,7 +133,7 @@ def _pareto_words(entries: Sequence[Entry]) -> list[str]:
     return said
 
 
-def tables(entries: Sequence[Entry]) -> list[Table]:
+def tables(entries: Sequence[CellFigures]) -> list[Table]:
     """Return grids of workloads by contenders, then the sweep."""
     found = [grid(entries, MAIN, TOKENS, against="VTC", caption="Throughput, tokens/s, against VTC")]
     found += [grid(entries, MAIN, m) for m in (SERVICE, GAP, BOUND, JAIN)]
@@ -150,7 +150,7 @@ def tables(entries: Sequence[Entry]) -> list[Table]:
     return found
 
 
-def _sweep(entries: Sequence[Entry], row: str) -> Table:
+def _sweep(entries: Sequence[CellFigures], row: str) -> Table:
     table = Table(
         f"Sweep of Q: {row}", ["Q", "throughput, tokens/s", "worst gap", "Jain", "victims' P99 TTFT"]
     )
@@ -163,7 +163,7 @@ def _sweep(entries: Sequence[Entry], row: str) -> Table:
     return table
 
 
-def charts(entries: Sequence[Entry]) -> dict[str, str]:
+def charts(entries: Sequence[CellFigures]) -> dict[str, str]:
     """Return fairness against throughput, a chart a workload."""
     found = {}
     for row in names(select(entries, part=SWEEP), "workload"):
@@ -183,7 +183,7 @@ def charts(entries: Sequence[Entry]) -> dict[str, str]:
     return {name: svg for name, svg in found.items() if svg}
 
 
-def _point(group: Sequence[Entry], text: str) -> tuple[float, float, str]:
+def _point(group: Sequence[CellFigures], text: str) -> tuple[float, float, str]:
     return mean(group, TOKENS) or 0.0, mean(group, GAP) or 1.0, text
 
 

@@ -12,8 +12,8 @@ from fairlead.simulate.experiments.base import (
     PREBLE,
     PREBLE_LPM,
     VTC,
+    CellFigures,
     Contender,
-    Entry,
     Experiment,
     Options,
     Planned,
@@ -71,7 +71,7 @@ CONTENDERS = (
 PREBLES = (PREBLE.label, PREBLE_LPM.label)
 
 
-def cells(options: Options, _: Sequence[Entry]) -> list[Planned]:
+def cells(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     """Return all cells."""
     quick = options.quick
     found: list[Planned] = []
@@ -130,7 +130,7 @@ def _on(
     ]
 
 
-def seen(entries: Sequence[Entry]) -> list[str]:
+def seen(entries: Sequence[CellFigures]) -> list[str]:
     """Tell how the victims fare under D2LPM, against both Prebles, and under ours, against both D2LPMs."""
     found = []
     for rival in PREBLES:
@@ -152,7 +152,7 @@ def seen(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
-def tables(entries: Sequence[Entry]) -> list[Table]:
+def tables(entries: Sequence[CellFigures]) -> list[Table]:
     """Return grids of workloads and workers by contenders, and the sweeps."""
     found = []
     for part in (BY_WORKERS, LONGER):
@@ -178,7 +178,7 @@ def tables(entries: Sequence[Entry]) -> list[Table]:
 _SWEPT = (TOKENS, HIT, GAP, VICTIMS_E2E50, VICTIMS_E2E99)
 
 
-def charts(entries: Sequence[Entry]) -> dict[str, str]:
+def charts(entries: Sequence[CellFigures]) -> dict[str, str]:
     """Return the victims' tail by workers, and by clients."""
     found = {}
     for name in PAPER:

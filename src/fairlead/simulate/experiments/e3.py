@@ -13,8 +13,8 @@ from fairlead.simulate.experiments.base import (
     OURS,
     PREBLE,
     VLLM,
+    CellFigures,
     Contender,
-    Entry,
     Experiment,
     Options,
     Planned,
@@ -88,7 +88,7 @@ def _workers(options: Options) -> int:
     return 2 if options.quick else 16
 
 
-def tuning(options: Options, _: Sequence[Entry]) -> list[Planned]:
+def tuning(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     """Return the search for a linear score."""
     return [
         planned(
@@ -107,7 +107,7 @@ def tuning(options: Options, _: Sequence[Entry]) -> list[Planned]:
     ]
 
 
-def report(options: Options, entries: Sequence[Entry]) -> list[Planned]:
+def report(options: Options, entries: Sequence[CellFigures]) -> list[Planned]:
     """Return loads by contenders."""
     found = []
     for name, (recorded, make) in _sources(options).items():
@@ -134,7 +134,7 @@ def report(options: Options, entries: Sequence[Entry]) -> list[Planned]:
     return found
 
 
-def detector(options: Options, _: Sequence[Entry]) -> list[Planned]:
+def detector(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     """Return LMetric with its detector and without, under a prefix that suddenly takes most arrivals."""
     requests = 400 if options.quick else 4_000
     path = str(hot_prefix(options.scratch, requests))
@@ -156,11 +156,11 @@ def detector(options: Options, _: Sequence[Entry]) -> list[Planned]:
     ]
 
 
-def _at_main(entries: Sequence[Entry]) -> list[Entry]:
+def _at_main(entries: Sequence[CellFigures]) -> list[CellFigures]:
     return select(entries, part=REPORT, x=MAIN)
 
 
-def seen(entries: Sequence[Entry]) -> list[str]:
+def seen(entries: Sequence[CellFigures]) -> list[str]:
     """Tell LMetric's times against the others' at the main load, and what was tuned."""
     mine = _at_main(entries)
     found = []
@@ -190,17 +190,17 @@ def seen(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
-def _lost(entries: Sequence[Entry], row: str) -> list[str]:
+def _lost(entries: Sequence[CellFigures], row: str) -> list[str]:
     others = [label for label in names(entries, "contender") if label not in ("LMetric", "ours")]
     factors = {label: ratio(entries, TTFT, "LMetric", label, workload=row) for label in others}
     return [f"{label} ({f - 1:+.0%})" for label, f in factors.items() if f is not None and f > 1]
 
 
-def _spec(entries: Sequence[Entry], row: str) -> str:
+def _spec(entries: Sequence[CellFigures], row: str) -> str:
     return tuned(entries, row).policy.removeprefix("linear:")
 
 
-def tables(entries: Sequence[Entry]) -> list[Table]:
+def tables(entries: Sequence[CellFigures]) -> list[Table]:
     """Return the main load's grids, TTFT by load, hit rates, the detector, and every point of the search."""
     main = _at_main(entries)
     found = []
@@ -223,7 +223,7 @@ def tables(entries: Sequence[Entry]) -> list[Table]:
     return found + [search_table(entries, row) for row in names(select(entries, part=TUNING), "workload")]
 
 
-def charts(entries: Sequence[Entry]) -> dict[str, str]:
+def charts(entries: Sequence[CellFigures]) -> dict[str, str]:
     """Return mean TTFT by load, and the search, for each workload."""
     found = {}
     for row in names(select(entries, part=REPORT), "workload"):

@@ -15,8 +15,8 @@ from fairlead.simulate.experiments.base import (
     PREBLE,
     PREBLE_LPM,
     VLLM,
+    CellFigures,
     Contender,
-    Entry,
     Experiment,
     Options,
     Planned,
@@ -100,7 +100,7 @@ def _sources(options: Options) -> dict[str, tuple[bool, int, Made]]:
     return found
 
 
-def tuning(options: Options, _: Sequence[Entry]) -> list[Planned]:
+def tuning(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     """Return the search for a linear score."""
     specs = FEW if options.quick else SPECS[::2]
     return [
@@ -113,7 +113,7 @@ def tuning(options: Options, _: Sequence[Entry]) -> list[Planned]:
     ]  # fmt: skip
 
 
-def everything(options: Options, entries: Sequence[Entry]) -> list[Planned]:
+def everything(options: Options, entries: Sequence[CellFigures]) -> list[Planned]:
     """Return all policies on all workloads, and the recorded ones under attack."""
     found: list[Planned] = []
     for name, (recorded, kv, make) in _sources(options).items():
@@ -139,7 +139,7 @@ def _on(
     ]  # fmt: skip
 
 
-def shared(options: Options, _: Sequence[Entry]) -> list[Planned]:
+def shared(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     """Return DLPM with deficits of each worker's own and with shared ones, on one to eight workers."""
     found = []
     for workers in (2,) if options.quick else WORKERS:
@@ -170,7 +170,7 @@ def shared(options: Options, _: Sequence[Entry]) -> list[Planned]:
     return found
 
 
-def seen(entries: Sequence[Entry]) -> list[str]:
+def seen(entries: Sequence[CellFigures]) -> list[str]:
     """Tell ours against the best of each rival, everywhere and under attack."""
     rivals = {"LMetric": LMETRICS, "Preble": PREBLES, "D2LPM": D2LPMS, "the tuned linear score": (TUNED,)}
     found = [
@@ -193,7 +193,7 @@ def seen(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
-def _under_attack(entries: Sequence[Entry], row: str, rivals: Mapping[str, Sequence[str]]) -> str:
+def _under_attack(entries: Sequence[CellFigures], row: str, rivals: Mapping[str, Sequence[str]]) -> str:
     mine = select(entries, part=ATTACK, workload=row)
     lower = []
     for who, labels in rivals.items():
@@ -206,7 +206,7 @@ def _under_attack(entries: Sequence[Entry], row: str, rivals: Mapping[str, Seque
     )
 
 
-def _rows_lost(entries: Sequence[Entry]) -> list[str]:
+def _rows_lost(entries: Sequence[CellFigures]) -> list[str]:
     """Say where ours is beaten by one of the papers' policies by more than 5%."""
     papers = (*LMETRICS, *D2LPMS, *PREBLES)
     found = []
@@ -224,7 +224,7 @@ _PEACE: tuple[Measure, ...] = (TTFT, TTFT99, TPOT, HIT, TOKENS, GAP)
 _ATTACK: tuple[Measure, ...] = (VICTIMS, VICTIMS99, TOKENS, HIT, GAP, BOUND)
 
 
-def tables(entries: Sequence[Entry]) -> list[Table]:
+def tables(entries: Sequence[CellFigures]) -> list[Table]:
     """Return grids of workloads by contenders without and with the attack, the gaps, and the search."""
     found = []
     for part, measures in ((PEACE, _PEACE), (ATTACK, _ATTACK)):
@@ -242,7 +242,7 @@ def tables(entries: Sequence[Entry]) -> list[Table]:
     return found + [search_table(entries, row) for row in names(select(entries, part=TUNING), "workload")]
 
 
-def charts(entries: Sequence[Entry]) -> dict[str, str]:
+def charts(entries: Sequence[CellFigures]) -> dict[str, str]:
     """Return the worst gap by workers."""
     svg = curves(entries, GAPS, GAP, JUDGE, "workers", log_x=True)
     return {"worst gap by workers, separate and shared deficits": svg} if svg else {}

@@ -18,7 +18,7 @@ from fairlead.simulate.experiments.base import (
     LPM,
     OURS,
     VTC,
-    Entry,
+    CellFigures,
     Experiment,
     Options,
     Planned,
@@ -119,7 +119,7 @@ def _at(times: Sequence[float], column: Sequence[float], when: float) -> float:
     return total + (column[place] - total) * max(0.0, when - before) / (times[place] - before)
 
 
-def cells(options: Options, _: Sequence[Entry]) -> list[Planned]:
+def cells(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     """Return all cells."""
     found: list[Planned] = []
     seconds = 60 if options.quick else 600
@@ -156,7 +156,7 @@ def _on(name: str, made: Mapping[int, Workload], load: float) -> list[Planned]:
     ]
 
 
-def seen(entries: Sequence[Entry]) -> list[str]:
+def seen(entries: Sequence[CellFigures]) -> list[str]:
     """Tell the difference against FCFS and VTC, and what the artifact measured."""
     found = []
     for label in ("VTC", "DLPM", "ours"):
@@ -182,7 +182,7 @@ def seen(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
-def tables(entries: Sequence[Entry]) -> list[Table]:
+def tables(entries: Sequence[CellFigures]) -> list[Table]:
     """Return grids of suites by contenders, and the arena trace beside the artifact's figures."""
     found = [
         grid(entries, PART, m, against="VTC", caption=f"{m.name}, units/s, against VTC")

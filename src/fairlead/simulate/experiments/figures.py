@@ -8,7 +8,7 @@ from typing import Any
 from fairlead.report.numbers import NONE, TIMES, change, digits, duration, percent
 from fairlead.report.statistics import Difference, paired
 from fairlead.report.tables import Cell, Table
-from fairlead.simulate.experiments.base import Entry, Planned
+from fairlead.simulate.experiments.base import CellFigures, Planned
 
 DIGITS = 5
 
@@ -102,35 +102,37 @@ def _rounded(value: float) -> float:
     return int(short) if short.is_integer() else short
 
 
-def select(entries: Iterable[Entry], **wanted: object) -> list[Entry]:
+def select(entries: Iterable[CellFigures], **wanted: object) -> list[CellFigures]:
     """Return the entries with these values."""
     return [e for e in entries if all(e[key] == value for key, value in wanted.items())]
 
 
-def names(entries: Iterable[Entry], key: str) -> list[Any]:
+def names(entries: Iterable[CellFigures], key: str) -> list[Any]:
     """Return the values of a key in the order in which they first occur."""
     return list(dict.fromkeys(e[key] for e in entries))
 
 
-def values(entries: Iterable[Entry], measure: Measure) -> dict[int, float]:
+def values(entries: Iterable[CellFigures], measure: Measure) -> dict[int, float]:
     """Return a figure by seed. The entries are of one contender on one workload."""
     return {e["seed"]: e["figures"][measure.key] for e in entries if measure.key in e["figures"]}
 
 
-def mean(entries: Iterable[Entry], measure: Measure) -> float | None:
+def mean(entries: Iterable[CellFigures], measure: Measure) -> float | None:
     """Return the mean over seeds, None where nothing was measured."""
     found = values(entries, measure)
     return statistics.fmean(found.values()) if found else None
 
 
-def difference(before: Iterable[Entry], after: Iterable[Entry], measure: Measure) -> Difference | None:
+def difference(
+    before: Iterable[CellFigures], after: Iterable[CellFigures], measure: Measure
+) -> Difference | None:
     """Return ``after`` against ``before`` on the same seeds."""
     as_ratio = measure.unit not in ("share", "index")
     return paired(values(before, measure), values(after, measure), as_ratio=as_ratio)
 
 
 def ratio(
-    entries: Iterable[Entry], measure: Measure, above: str, below: str, **wanted: object
+    entries: Iterable[CellFigures], measure: Measure, above: str, below: str, **wanted: object
 ) -> float | None:
     """Return contender ``above``'s figure over ``below``'s (geometric mean over seeds)."""
     chosen = select(entries, **wanted)
@@ -165,7 +167,7 @@ def span(found: Mapping[str, float | None]) -> str:
 
 
 def grid(
-    entries: Sequence[Entry],
+    entries: Sequence[CellFigures],
     part: str,
     measure: Measure,
     *,
@@ -196,13 +198,13 @@ def grid(
     return table
 
 
-def _change(base: Sequence[Entry], group: Sequence[Entry], measure: Measure) -> str:
+def _change(base: Sequence[CellFigures], group: Sequence[CellFigures], measure: Measure) -> str:
     found = difference(base, group, measure)
     return "" if measure.unit == "index" else change(found)
 
 
 def across(
-    entries: Sequence[Entry], part: str, measures: Sequence[Measure], caption: str, **wanted: object
+    entries: Sequence[CellFigures], part: str, measures: Sequence[Measure], caption: str, **wanted: object
 ) -> Table:
     """Return rows of contenders, a column a measure."""
     chosen = select(entries, part=part, **wanted)
@@ -217,7 +219,7 @@ def across(
 
 
 def over(
-    entries: Sequence[Entry],
+    entries: Sequence[CellFigures],
     part: str,
     measure: Measure,
     label: str,
@@ -241,7 +243,9 @@ def over(
     return found
 
 
-def swept(entries: Sequence[Entry], part: str, caption: str, head: str, measures: Sequence[Measure]) -> Table:
+def swept(
+    entries: Sequence[CellFigures], part: str, caption: str, head: str, measures: Sequence[Measure]
+) -> Table:
     """Return rows of ``x``, a column a measure, of a part with one contender."""
     chosen = select(entries, part=part)
     table = Table(caption, [head, *(m.name for m in measures)])
@@ -251,7 +255,7 @@ def swept(entries: Sequence[Entry], part: str, caption: str, head: str, measures
     return table
 
 
-def bounds(entries: Sequence[Entry]) -> str:
+def bounds(entries: Sequence[CellFigures]) -> str:
     """Say how much of their bounds the worst gaps take, and which runs pass theirs."""
     found = [(e["figures"][BOUND.key], e) for e in entries if BOUND.key in e["figures"]]
     inside = [value for value, _ in found if value <= 1]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from fairlead.report.numbers import duration, percent
 from fairlead.report.tables import Cell, Table
-from fairlead.simulate.experiments.base import Contender, Entry
+from fairlead.simulate.experiments.base import CellFigures, Contender
 from fairlead.simulate.experiments.figures import HIT, TTFT, TTFT99, mean, names, select
 
 TUNING = "tuning"
@@ -47,7 +47,7 @@ def contender(spec: str) -> Contender:
     return Contender(spec.removeprefix("linear:"), "fcfs", spec)
 
 
-def tuned(entries: Sequence[Entry], workload: str) -> Contender:
+def tuned(entries: Sequence[CellFigures], workload: str) -> Contender:
     """Return the spec with the least mean TTFT when tuned; the first preset before that ran."""
     mine = select(entries, part=TUNING, workload=workload)
     if not mine:
@@ -56,7 +56,7 @@ def tuned(entries: Sequence[Entry], workload: str) -> Contender:
     return Contender(TUNED, "fcfs", found["policy"])
 
 
-def search_table(entries: Sequence[Entry], workload: str) -> Table:
+def search_table(entries: Sequence[CellFigures], workload: str) -> Table:
     """Return every point of the search, the best first."""
     mine = select(entries, part=TUNING, workload=workload)
     table = Table(f"Search for the linear score, {workload}: load {AT_LOAD:.0%}", ["weights"])
@@ -69,7 +69,7 @@ def search_table(entries: Sequence[Entry], workload: str) -> Table:
     return table
 
 
-def points(entries: Sequence[Entry], workload: str) -> dict[str, list[tuple[float, float, str]]]:
+def points(entries: Sequence[CellFigures], workload: str) -> dict[str, list[tuple[float, float, str]]]:
     """Return hit rate and mean TTFT of each point, by preset, for a chart."""
     found: dict[str, list[tuple[float, float, str]]] = {}
     for entry in select(entries, part=TUNING, workload=workload):

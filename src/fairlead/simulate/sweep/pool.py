@@ -17,10 +17,10 @@ TICK_S = 0.25
 """Seconds after which the caller gets control, to show progress."""
 
 
-class Work(NamedTuple):
+class Call(NamedTuple):
     """One call for a process."""
 
-    call: Callable[[Any], Any]
+    function: Callable[[Any], Any]
     argument: Any
     group: Hashable = None
     """A process goes on with the group that it is at, since it has its data in memory."""
@@ -38,10 +38,10 @@ Ends = Generator[Ended | None, None, None]
 """What has ended, as it ends, and None now and then."""
 
 
-def attempt(work: Work) -> Any:
-    """Return what the work returns, or a ``Failure``."""
+def attempt(call: Call) -> Any:
+    """Return what the call returns, or a ``Failure``."""
     try:
-        return work.call(work.argument)
+        return call.function(call.argument)
     except ValueError as error:  # workloads, policies and settings at fault: the text says it all
         return Failure(str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other pieces of work go on
@@ -49,30 +49,30 @@ def attempt(work: Work) -> Any:
         return Failure(f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})")
 
 
-def run_here(works: Sequence[Work]) -> Ends:
+def run_here(calls: Sequence[Call]) -> Ends:
     """Do the work in this process, group by group."""
-    queue = _Queue(works)
+    queue = _Queue(calls)
     group: Hashable = None
     while (place := queue.take(group)) is not None:
-        group = works[place].group
-        yield place, attempt(works[place])
+        group = calls[place].group
+        yield place, attempt(calls[place])
 
 
-def run_in_processes(works: Sequence[Work], processes: int) -> Ends:
+def run_in_processes(calls: Sequence[Call], processes: int) -> Ends:
     """Do the work in as many processes; yield what has ended, and None now and then.
 
     To be closed, also when interrupted (``contextlib.closing``): that ends the processes.
     """
-    queue = _Queue(works)
+    queue = _Queue(calls)
     crew: list[_Worker] = []
     try:
         while True:
             for worker in crew:
                 if worker.place < 0 and (place := queue.take(worker.group)) is not None:
-                    worker.give(place, works[place])
+                    worker.give(place, calls[place])
             while len(crew) < processes and (place := queue.take(None)) is not None:
                 crew.append(_Worker())
-                crew[-1].give(place, works[place])
+                crew[-1].give(place, calls[place])
             busy = [worker for worker in crew if worker.place >= 0]
             if not busy:
                 return
@@ -95,12 +95,12 @@ def run_in_processes(works: Sequence[Work], processes: int) -> Ends:
 class _Queue:
     """What is still to be done. A process stays at its group; a new one goes where fewest are."""
 
-    def __init__(self, works: Sequence[Work]) -> None:
+    def __init__(self, calls: Sequence[Call]) -> None:
         self._waiting: OrderedDict[Hashable, deque[int]] = OrderedDict()
         self._active: Counter[Hashable] = Counter()
-        self._works = works
-        for place, work in enumerate(works):
-            self._waiting.setdefault(work.group, deque()).append(place)
+        self._calls = calls
+        for place, call in enumerate(calls):
+            self._waiting.setdefault(call.group, deque()).append(place)
 
     def take(self, group: Hashable) -> int | None:
         """Return the next place for a process that was at ``group``; None when there is none."""
@@ -134,11 +134,11 @@ class _Worker:
         self.group: Hashable = None
         self.alive = True
 
-    def give(self, place: int, work: Work) -> None:
+    def give(self, place: int, call: Call) -> None:
         """Let the process do a piece of work."""
-        self.place, self.group = place, work.group
+        self.place, self.group = place, call.group
         try:
-            self.pipe.send(work)
+            self.pipe.send(call)
         except BrokenPipeError:
             return  # it died while idle: the pipe is at its end, which ``take`` finds
 
@@ -187,10 +187,10 @@ def _serve(pipe: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            work = pipe.recv()
+            call = pipe.recv()
         except EOFError:
             return
-        pipe.send(attempt(work))
+        pipe.send(attempt(call))
 
 
 def _end_with_parent() -> None:

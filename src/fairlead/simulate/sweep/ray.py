@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairlead.simulate.sweep.cache import code_hash
-from fairlead.simulate.sweep.pool import TICK_S, Ends, Failure, Work, attempt
+from fairlead.simulate.sweep.pool import TICK_S, Call, Ends, Failure, attempt
 
 
-def run_on_ray(works: Sequence[Work], address: str) -> Ends:
+def run_on_ray(calls: Sequence[Call], address: str) -> Ends:
     """Do the work on the cluster at ``address``; yield what has ended, and None now and then.
 
     To be closed, also when interrupted: that cancels what is still to do. Raises ValueError if Ray is not
@@ -29,7 +29,7 @@ def run_on_ray(works: Sequence[Work], address: str) -> Ends:
         raise ValueError(f"no Ray cluster at {address}: {error}") from None
     # A task that dies for want of memory would die again.
     remote = ray.remote(max_retries=0)(_work)
-    waiting = {remote.remote(work, code_hash()): place for place, work in enumerate(works)}
+    waiting = {remote.remote(call, code_hash()): place for place, call in enumerate(calls)}
     try:
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=TICK_S)
@@ -58,7 +58,7 @@ def _knock(address: str) -> None:
         raise ValueError(f"no Ray cluster at {address}: {error}") from None
 
 
-def _work(work: Work, code: str) -> Any:
+def _work(call: Call, code: str) -> Any:
     if code_hash() != code:
         return Failure("the Ray node has another version of fairlead than this machine")
-    return attempt(work)
+    return attempt(call)

@@ -15,14 +15,14 @@ from fairlead.report.metrics import check_slos
 from fairlead.simulate.capacity import Capacity, cache_folder
 from fairlead.simulate.sweep.cache import Keys, Store
 from fairlead.simulate.sweep.cell import Cell, Maximum, Task, measure_maximum, reference_of, run_cell
-from fairlead.simulate.sweep.pool import Ended, Ends, Failure, Work, run_here, run_in_processes
+from fairlead.simulate.sweep.pool import Call, Ended, Ends, Failure, run_here, run_in_processes
 from fairlead.simulate.sweep.ray import run_on_ray
 from fairlead.simulate.sweep.sample import ALL, Sample
 
-__all__ = ["ALL", "Cell", "CellsError", "Sample", "State", "results_folder", "run_cells"]
+__all__ = ["ALL", "Cell", "CellsError", "Sample", "SweepState", "results_folder", "run_cells"]
 
 
-class State(NamedTuple):
+class SweepState(NamedTuple):
     """How far a sweep is."""
 
     doing: str
@@ -39,7 +39,7 @@ class State(NamedTuple):
     """Since this was begun: the maxima, or the cells."""
 
 
-Progress = Callable[[State], None]
+Progress = Callable[[SweepState], None]
 
 
 class CellsError(RuntimeError):
@@ -100,12 +100,12 @@ class _Runner(NamedTuple):
     processes: int
     ray_address: str
 
-    def __call__(self, works: Sequence[Work]) -> Ends:
+    def __call__(self, calls: Sequence[Call]) -> Ends:
         if self.ray_address:
-            return run_on_ray(works, self.ray_address)
+            return run_on_ray(calls, self.ray_address)
         if self.processes == 1:
-            return run_here(works)
-        return run_in_processes(works, self.processes)
+            return run_here(calls)
+        return run_in_processes(calls, self.processes)
 
 
 class _Sweep:
@@ -162,8 +162,8 @@ class _Sweep:
                 missing.append((key, work, places))
             for place in places:
                 found[place] = kept
-        works = [Work(measure_maximum, work) for _, work, _ in missing]
-        with closing(self._all("maximum", works)) as ended:
+        calls = [Call(measure_maximum, work) for _, work, _ in missing]
+        with closing(self._all("maximum", calls)) as ended:
             for at, value in ended:
                 key, _, places = missing[at]
                 if isinstance(value, Failure):
@@ -192,8 +192,8 @@ class _Sweep:
         kept = sum(result is not None for result in self.results)
         keys = list(waiting)
         tasks = [Task(self.cells[places[0]], capacities[places[0]], self.slos) for places in waiting.values()]
-        works = [Work(run_cell, task, task.group) for task in tasks]
-        with closing(self._all("cells", works, kept)) as ended:
+        calls = [Call(run_cell, task, task.group) for task in tasks]
+        with closing(self._all("cells", calls, kept)) as ended:
             for at, value in ended:
                 places = waiting[keys[at]]
                 if isinstance(value, Failure):
@@ -203,21 +203,21 @@ class _Sweep:
                 for place in places:
                     self.results[place] = result
 
-    def _all(self, doing: str, works: list[Work], kept: int = 0) -> Generator[Ended, None, None]:
+    def _all(self, doing: str, calls: list[Call], kept: int = 0) -> Generator[Ended, None, None]:
         """Do all the work, yield what ended, and tell how far it is."""
         done = requests = failed = 0
         began = time.monotonic()
 
         def tell() -> None:
             elapsed = time.monotonic() - began
-            total = len(works) + kept
-            self.progress(State(doing, done + kept, total, kept, failed, requests, elapsed))
+            total = len(calls) + kept
+            self.progress(SweepState(doing, done + kept, total, kept, failed, requests, elapsed))
 
-        if works or doing == "cells":
+        if calls or doing == "cells":
             tell()
-        if not works:
+        if not calls:
             return
-        with closing(self.runner(works)) as ended:
+        with closing(self.runner(calls)) as ended:
             for one in ended:
                 if one is not None:
                     done += 1

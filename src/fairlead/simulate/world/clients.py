@@ -9,7 +9,7 @@ from fairlead.simulate.settings import Settings
 from fairlead.simulate.world.heap import HANG_UP, TURN, Heap
 from fairlead.simulate.world.meter import Meter
 from fairlead.simulate.world.recorder import Rows
-from fairlead.simulate.world.service_gap import GapTracker
+from fairlead.simulate.world.service_gap import ServiceGapTracker
 from fairlead.trace.model import Session, Trace, Turn
 
 _FORGET_US: Final = 10_000_000  # a client that hangs up early does it within this time
@@ -69,7 +69,7 @@ class Clients:
         self.trace = trace
         self.names = list(trace.clients)
         self.index = meter.index
-        self.gaps = GapTracker(meter.weighted)
+        self.service_gap = ServiceGapTracker(meter.weighted)
         self.rows = Rows()
         self.active: dict[int, ActiveRequest] = {}
         """Requests under way, by row."""
@@ -103,7 +103,7 @@ class Clients:
         turn, client, rows = session.turns[index], self.index[session.client], self.rows
         row = rows.new(client, now, turn.prompt_tokens)
         self.demand[client] += self._extend * turn.prompt_tokens
-        self.gaps.waits(client)
+        self.service_gap.waits(client)
         request = Request(
             row, session.client, turn.prompt_tokens, turn.keys, self.trace.block_tokens,
             turn.max_tokens, session.name, now, True,
@@ -125,13 +125,13 @@ class Clients:
             self.rows.cached[row] = cached_tokens
             if active.queued:
                 active.queued = False
-                self.gaps.goes(active.client)
+                self.service_gap.goes(active.client)
 
     def waits_again(self, active: ActiveRequest) -> None:
         """Note that a request that was in a batch is to be sent once more."""
         if not active.queued:
             active.queued = True
-            self.gaps.waits(active.client)
+            self.service_gap.waits(active.client)
 
     def answered(self, now: int, active: ActiveRequest) -> None:
         """End a request whose whole answer its client has."""
@@ -147,7 +147,7 @@ class Clients:
         rows.outcome[row] = outcome
         if active.queued:
             active.queued = False
-            self.gaps.goes(active.client)
+            self.service_gap.goes(active.client)
         del self.active[row]
         self.last_end = now
         session = active.session

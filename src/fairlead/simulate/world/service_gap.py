@@ -24,7 +24,7 @@ class _Pair:
         self.low = self.high = difference
 
 
-class GapTracker:
+class ServiceGapTracker:
     """``service`` is W_i / w_i, kept by the caller; clients are indices into it."""
 
     __slots__ = ("_active", "_next", "_pairs", "_waiting", "pair", "service", "worst")

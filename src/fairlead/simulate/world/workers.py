@@ -6,13 +6,13 @@ from fairlead.core.ordering import make_ordering
 from fairlead.core.ordering.base import OrderingContext
 from fairlead.engine.model import Engine
 from fairlead.engine.step import StepResult
+from fairlead.report.itl import InterTokenTimes
 from fairlead.report.run import Series
 from fairlead.simulate.settings import ENGINE, NEVER_US, Fault, Settings
 from fairlead.simulate.world.clients import ActiveRequest, Clients
 from fairlead.simulate.world.enginerun import IDLE, EngineRun
 from fairlead.simulate.world.heap import NOTICED, RETURNS, SUBMIT, Heap
 from fairlead.simulate.world.meter import Meter, metered
-from fairlead.simulate.world.recorder import Gaps
 
 
 class Workers:
@@ -28,7 +28,7 @@ class Workers:
         self.prefilled = [0] * settings.workers
         self.steps = 0
         self.preemptions = 0
-        self.token_gaps = Gaps()
+        self.itl = InterTokenTimes()
         self._wakes = [IDLE] * settings.workers
         """The time of each engine's current wake; others in the heap are out of date."""
         self._settings = settings
@@ -141,7 +141,7 @@ class Workers:
         steps, seqs = result.steps, result.decode_seqs
         self.steps += steps
         if seqs:
-            self.token_gaps.add(result.duration_us // steps, seqs * steps)
+            self.itl.add(result.duration_us // steps, seqs * steps)
         self.prefilled[slot] += result.prefilled
         self.preemptions += len(result.preempted)
         for admission in result.admitted:

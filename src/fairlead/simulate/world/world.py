@@ -226,7 +226,7 @@ class World:
                 heap.add(now + self._back_us, DISPATCHER_NEWS, (slot, run, result))
         if run.progress:
             heap.add(now + self._back_us, PROGRESS, run.progress)
-        self.clients.gaps.look(now)
+        self.clients.service_gap.look(now)
 
     def _client_news(self, now: int, what: tuple[int, EngineRun, StepResult]) -> None:
         """Clients see first tokens and ends; so does the dispatcher, unless what it hears is stale."""
@@ -317,7 +317,7 @@ class World:
         for client, service in enumerate(self.meter.service):
             series.service[client].append(service + under_way[client])
             series.demand[client].append(clients.demand[client])
-            series.queued[client].append(clients.gaps.waiting(client))
+            series.queued[client].append(clients.service_gap.waiting(client))
         if not self._over:
             self.heap.add(now + self.settings.interval_us, SAMPLE, None)
 
@@ -325,8 +325,8 @@ class World:
 
     def _result(self) -> Run:
         settings, trace, clients, workers = self.settings, self.trace, self.clients, self.workers
-        fairness = Fairness(clients.gaps.worst)
-        one, other = clients.gaps.pair
+        fairness = Fairness(clients.service_gap.worst)
+        one, other = clients.service_gap.pair
         if one >= 0:
             fairness.pair = (clients.names[one], clients.names[other])
         return Run(
@@ -347,7 +347,7 @@ class World:
             series=self.series,
             fairness=fairness,
             duration_us=clients.last_end,
-            gaps=workers.token_gaps.close(),
+            itl=workers.itl.close(),
             steps=workers.steps,
             preemptions=workers.preemptions,
             computed_tokens=sum(workers.prefilled),
