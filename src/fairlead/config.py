@@ -133,7 +133,7 @@ class Config:
         256, "most sequences in a worker's batch, unless the engine reports its own limit", 1
     )
     worker_kv_tokens: int = _option(0, "tokens of a worker's KV pool; 0 asks the engine", 0)
-    worker_queue: int = _option(10_000, "most requests that may wait for one worker", 1)
+    worker_queue: int = _option(10_000, "most sequences of requests that may wait for one worker", 1)
     load_interval_secs: float = _option(1.0, "time between readings of a worker's own load figures", 0.01)
     ask_usage: bool = _option(
         True, "ask engines for usage in streams; clients that did not ask do not see it"
