@@ -41,7 +41,7 @@ def test_a_token_of_any_form_ends_the_prefill_of_its_stream(delta):
                     break
             assert not ask.done()
             assert sum(fleet.running) == 1
-            assert sum(fleet.pending) == 0
+            assert sum(fleet.pending_prefill_tokens) == 0
             await asyncio.gather(ask, return_exceptions=True)
 
     run(main)
