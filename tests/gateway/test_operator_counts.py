@@ -20,6 +20,7 @@ from tests.gateway.mocks import (
     token,
 )
 from tests.gateway.test_flows import Notes
+from tests.gateway.test_workers import until
 
 
 async def counts(served, name: str, label: str) -> dict[str, float]:
@@ -254,5 +255,34 @@ def test_a_field_for_errors_that_is_empty_is_none():
             assert (await served.post(chat(stream=True)))[0] == 200
             await served.settled()
             assert await results(served) == {"ok": 1}
+
+    run(main)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_a_worker_has_no_room_for_is_a_refusal_and_no_failure(status):
+    async def main():
+        full, good = MockWorker(answer(status=status)), MockWorker()
+        async with serving(full, good) as served:
+            for _ in range(2):
+                assert (await served.post(chat()))[0] == 200
+            assert await counts(served, "fairlead_worker_refusals_total", "worker") == {full.url: 1}
+            for name, label in (("fairlead_worker_failures_total", "worker"), ("fairlead_retries_total", "")):
+                assert await counts(served, name, label) == {}
+            assert await results(served) == {"ok": 2}
+
+    run(main)
+
+
+def test_what_cannot_be_is_counted_by_worker_and_figure():
+    async def main():
+        worker = MockWorker()
+        worker.running = -7
+        async with serving(worker) as served:
+            (known,) = served.gateway.workers
+            await until(lambda: known.ignored)
+            name = "fairlead_worker_figures_ignored_total"
+            assert (await counts(served, name, "figure")).keys() == {"running"}
+            assert (await counts(served, name, "worker")).keys() == {worker.url}
 
     run(main)

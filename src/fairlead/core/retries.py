@@ -43,7 +43,7 @@ class RetryBudget:
         if self._share < 1:
             spent = self._spent.pop(client, 0.0)
             granted = spent + 1 <= max(1.0, self._share * (spent + self.left))
-            self._spent[client] = spent + granted
+            self._spent[client] = spent + 1 if granted else spent
             if len(self._spent) > self._most_clients:
                 del self._spent[next(iter(self._spent))]
             if not granted:
