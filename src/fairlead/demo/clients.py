@@ -110,7 +110,7 @@ class Traffic:
         return elapsed
 
     def ended(self, stream: _Stream) -> None:
-        """Make room for the client's next request."""
+        """Send the client's next request, if one waits."""
         name = stream.planned.client.name
         self.open[name].discard(stream)
         if self.waiting[name]:

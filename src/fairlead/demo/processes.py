@@ -29,7 +29,7 @@ class DemoError(Exception):
 
 
 def keys() -> dict[str, str]:
-    """Return each client's API key. They protect nothing: all of this runs on this machine alone."""
+    """Return each client's API key. The keys protect nothing: everything runs on this machine."""
     return {client.name: f"demo-key-{client.name}" for client in CLIENTS}
 
 

@@ -21,7 +21,7 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class Reply:
-    """One request on its way through the engine, and how it is answered. Also hears of its client.
+    """One request on its way through the engine, and how it is answered. Is told when its client leaves.
 
     Times are the event loop's, in seconds.
     """
@@ -77,7 +77,7 @@ class Reply:
         self.prepare()
 
     def prepare(self) -> None:
-        """Make ready what can be made before the first token."""
+        """Prepare what can be prepared before the first token."""
 
     def disconnected(self) -> None:
         """The client is gone: the engine drops the request."""
@@ -88,7 +88,7 @@ class Reply:
         return True
 
     def resume(self) -> None:
-        """Nothing was held back."""
+        """Do nothing: the client has caught up."""
 
     def finish(self) -> None:
         """Send the whole answer."""

@@ -1,6 +1,6 @@
 """The sequences of an engine that decode, in closed form.
 
-A sequence is touched when it begins to decode and when it ends, not in between: its state follows from the
+A sequence is changed when it begins to decode and when it ends, not in between: its state follows from the
 number of the step. Every decoding sequence takes one block every ``block_tokens`` steps; the remainder of the
 step's number at which it does is its *phase*. So how many blocks a step needs is the number of sequences of
 its phase.

@@ -1,4 +1,4 @@
-"""What the engine's server answers without a step of the engine: models, tokens, figures, health."""
+"""The endpoints of the engine's server that need no step of the engine: models, tokens, metrics, health."""
 
 import base64
 import math

@@ -30,13 +30,13 @@ COEFFICIENTS = (
 )
 """What is fitted, in the order of the columns below. The head is measured alone, or part of W and a."""
 LEAST_STEPS = 8
-"""Fewer steps than this, decoding or prefilling, are no table."""
+"""Fewest steps that decode, and that prefill, which can be fitted."""
 WEIGHTS = {"decode": 4, "prefill": 1, "mixed": 2}
 """What each kind of step weighs in the sum of squares."""
 _STARTS = 6
 _ROUNDS = 40
 _EQUAL = 1e-12
-"""Share of the targets' squares by which errors differ for rounding alone."""
+"""Errors that differ by less than this share of the targets' squares are equal, up to rounding."""
 
 
 class FitError(ValueError):
@@ -70,7 +70,7 @@ class Fit:
     kink: float
     """Prefill tokens in a step from which arithmetic outlasts reading the weights; 0 if always."""
     notes: tuple[str, ...]
-    """What the data did not determine, and what was put in its place."""
+    """What the data does not determine, and what is used instead."""
 
 
 def kind_of(work: Work) -> str:
@@ -129,7 +129,7 @@ def _kinks(samples: Sequence[MeasuredStep]) -> list[int]:
 
 
 def _fill(values: dict[str, float], counts: Counter[str]) -> tuple[str, ...]:
-    """Put something sensible in the place of what the steps do not tell."""
+    """Replace coefficients that the steps do not determine."""
     notes = []
     if not counts["mixed"]:
         values["mixed_context_ns"] = MIXED_RATIO * values["decode_context_ns"]

@@ -92,7 +92,7 @@ class KVPool:
 
     @property
     def root(self) -> BlockRun:
-        """What a request holds that holds nothing."""
+        """The holding of a request that holds nothing."""
         return self._root
 
     def match(self, chain: Sequence[BlockKey], limit: int | None = None) -> int:

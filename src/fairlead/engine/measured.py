@@ -70,7 +70,7 @@ def read_run(folder: Path, blocks: Path | None = None) -> MeasuredRun:
     if not rows or len(keys) < len(rows):
         raise ValueError(f"{folder}: {len(rows)} requests, and blocks of {len(keys)}")
     try:
-        # The clocks differ; the request taken in fastest tells by how much.
+        # The clocks differ. The request that was taken in fastest shows by how much.
         shift = min(row["queued_ts"] - row["arrival_time"] for row in rows)
         requests = [
             _request(row, ids, shift, rows[0]["arrival_time"]) for row, ids in zip(rows, keys, strict=False)

@@ -110,9 +110,9 @@ class Engine:
         self._list_blocks = list_blocks or self.ordering.uses_match
         self._ahead = async_scheduling
         self._under_way = False
-        """Whether a step was taken, and the next one has not been asked for in vain."""
+        """Whether the engine is busy: the last call of ``step`` found something to compute."""
         self._late: list[EngineSequence] = []
-        """What came during the last step, if the next one was scheduled before."""
+        """Requests that came during the last step, if the next step was scheduled before."""
         self._leaving: list[EngineSequence] = []
         """Requests that ended in the last step, and are still in the batch."""
         self._arrivals = 0
@@ -120,7 +120,7 @@ class Engine:
         self._next_tick = 0
         self._queries = self._hits = self._preemptions = 0
         self._unnamed = 0
-        """The least key given so far to a block of an output that the caller has no key for."""
+        """The smallest key made up so far, for a block of an output that the caller gave no key for."""
 
     def _check_limits(self, watermark: float) -> None:
         if self.block_tokens < 1 or self.max_num_seqs < 1:

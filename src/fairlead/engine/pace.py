@@ -7,7 +7,7 @@ from fairlead.engine.model import Engine
 from fairlead.engine.step import StepResult
 
 MAX_LAG_S = 0.1
-"""A loop that is further behind lets the time go instead of running steps back to back."""
+"""If the event loop is further behind than this, the lost time is given up instead of caught up."""
 
 
 class Pacer:

@@ -46,7 +46,7 @@ class EngineSequence:
         self.item = item
         self.rid = item.rid
         self.output_tokens = output_tokens
-        """How many it will have in the end: known to the model of the engine only."""
+        """Output tokens that it will have in the end. Only the model of the engine knows."""
         self.chain: Sequence[BlockKey] = item.keys
         """Keys of its blocks: of the prompt; once it was preempted, of the answer too."""
         self.answer = answer
@@ -65,7 +65,7 @@ class EngineSequence:
         self.published = 0
         """Leading blocks that are in the cache, referenced."""
         self.held: BlockRun
-        """What it holds of the cache, while it is in the batch."""
+        """The blocks of the cache that it holds, while it is in the batch."""
         self.admitted = 0
         """Number of its last admission: the order of the batch."""
         self.since = 0

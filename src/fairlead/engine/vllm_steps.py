@@ -20,7 +20,7 @@ VARIABLE = "FAIRLEAD_STEP_LOG"
 
 
 class _Logging:
-    """What to put in front of a scheduler of vLLM's."""
+    """A mix-in for vLLM's schedulers."""
 
     requests: dict[str, Any]
     """Of the scheduler: all requests that have not ended."""

@@ -11,7 +11,7 @@ from fairlead.http.messages import Headers
 from fairlead.report.run import DONE, FAILED, REJECTED
 
 REFUSALS = frozenset({429, 503, 529})
-"""Statuses by which a server says that it will not take the request now."""
+"""Statuses by which a server refuses a request for now."""
 _PLAIN = (b"data: {", b"data:{")
 _MOST_KEPT = 4 * 2**20
 _SHOWN = 300
@@ -124,7 +124,7 @@ class Answer:
         return bool(chunk.choices)
 
     def _count(self, tokens: int, now: int) -> None:
-        """Count tokens that came together: between them the client saw no time pass."""
+        """Count tokens that came together: the client saw no time between them."""
         if self.tokens:
             self._itl((now - self.last_ns) // 1000, 1)
         else:
@@ -160,7 +160,7 @@ class Answer:
         self.reason = f"status {self.status}: {error_text(self._rest)}"
 
     def error(self, error: UpstreamError) -> None:
-        """The connection broke, or none came about."""
+        """Note that the connection broke, or could not be made."""
         self.reason = str(error)
         self.ended(self)
 

@@ -22,7 +22,7 @@ from fairlead.replay.prompts import (
 )
 
 CLIENT_HEADER = "x-fairlead-client"
-"""By which the gateway, from a trusted proxy, and ``fairlead engine`` take the client's name."""
+"""The header that names the client to ``fairlead engine``, and to a gateway that trusts the sender."""
 COMPLETIONS = b"/v1/completions"
 _STREAM = b'"temperature":0,"stream":true,"stream_options":{"include_usage":true}'
 _PATIENCE_S = 60.0
@@ -46,7 +46,7 @@ class _Cards(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """How requests are put."""
+    """How requests are made."""
 
     model: str = ""
     """Empty: the only one that the endpoint serves."""

@@ -17,15 +17,15 @@ from fairlead.trace.reachable import reach
 from fairlead.trace.transform import cap_tokens
 
 LATE_MS = 20.0
-"""A sender whose 99th percentile is later than this is told so: its own lateness is in every TTFT."""
+"""If the sender's P99 lateness exceeds this, the result says so: the lateness is part of every TTFT."""
 MERGED = 1.05
-"""Tokens an event beyond which a reader is told that the times between tokens are not all seen."""
+"""With more tokens an event than this, the result says that some times between tokens are not seen."""
 _REACH_LIMIT = 50_000
 """Requests that the reachable hit rate is computed on: it remembers every block."""
 
 
 class Told(NamedTuple):
-    """What a report says of the run that cannot be seen from outside."""
+    """What a report says of the endpoint, and a client cannot see."""
 
     policy: str = "live"
     order: str = "live"
@@ -127,7 +127,7 @@ def lateness_ms(sender: Sender) -> dict[str, float]:
 
 
 def _notes(trace: Trace, sender: Sender, pace: Pace) -> list[str]:
-    """Return what a reader of the figures must know, in words."""
+    """Return the labels: what a reader of the figures must know."""
     tally, notes = sender.tally, []
     if sender.interrupted:
         notes.append(f"interrupted after {tally.arrived:,} of {trace.requests:,} requests")

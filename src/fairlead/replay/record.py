@@ -1,4 +1,4 @@
-"""What a replay leaves: rows as requests end, and afterwards series of service over time."""
+"""Records a replay: a row for each request as it ends, and afterwards series of service over time."""
 
 from __future__ import annotations  # array[int] is not known at run time before Python 3.12
 

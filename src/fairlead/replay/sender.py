@@ -21,13 +21,13 @@ from fairlead.report.run import CANCELLED, DONE
 from fairlead.trace.model import Session, Trace, Turn
 
 _AT_ONCE = 8
-"""Requests sent before the loop may read what came in meanwhile."""
+"""Most requests that are sent before the event loop reads what came in."""
 _REASONS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast, and with how much patience."""
+    """How fast requests are sent, and when clients give up."""
 
     speed: float = 1.0
     """Arrivals and pauses come so many times as fast as the workload says."""
@@ -100,7 +100,7 @@ class Sender:
         self.tally = Tally()
         self.interrupted = False
         self.late_us: list[int] = []
-        """How late each request was taken up, on our own account."""
+        """How late the sender took up each request."""
         self._endpoint = endpoint
         self._prompts = prompts
         self._pace = pace
@@ -179,7 +179,7 @@ class Sender:
             self._count += 1
 
     def _arm(self, at_us: int) -> None:
-        """See to it that requests are sent at this moment, if not before."""
+        """Set the timer that sends requests at this moment, if it is not set earlier."""
         if self._timer is not None:
             if self._timer_us <= at_us:
                 return
@@ -247,7 +247,7 @@ class Sender:
         flight.answer.call = endpoint.pool.send(request, flight.answer)
 
     def _give_up(self, flight: _ActiveRequest) -> None:
-        """Its client's patience is over."""
+        """Cancel a request whose client gave up."""
         answer = flight.answer
         if answer.call is not None:
             answer.call.cancel()
