@@ -6,7 +6,7 @@ What is decided about a request, and when, is the scheduler's.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic_ns, perf_counter
 
 import msgspec
@@ -17,6 +17,8 @@ from fairlead.gateway.flow import Flow
 from fairlead.gateway.identity import Client, Identity, Unauthorized
 from fairlead.gateway.metrics import Exposition, Metrics
 from fairlead.gateway.prompt import Prompt
+from fairlead.gateway.readers import LARGE_BYTES, LargeBody, ReaderError, Readers
+from fairlead.gateway.reading import Ask, Setup
 from fairlead.gateway.scheduler import Scheduler
 from fairlead.gateway.senders import Sender, Senders
 from fairlead.gateway.sse import Tap
@@ -29,8 +31,11 @@ from fairlead.gateway.wire import (
     ChatAsked,
     CompletionAsked,
     decode,
+    hides_usage,
+    wants_continuous_usage,
     with_usage,
 )
+from fairlead.http.bodies import Body
 from fairlead.http.server import Exchange, HttpLimits, Response, Router, Server, error_response, json_response
 
 log = logging.getLogger("fairlead.gateway")
@@ -60,6 +65,7 @@ class Gateway:
         self._numbers = 0
         self._arriving: set[asyncio.Task[None]] = set()
         """Requests whose prompt a thread turns into keys."""
+        self.readers = Readers(Setup(config.tokenizer, config.block_tokens, bytes(self.scheduler.key_secret)))
         self.server = Server(
             self._routes(),
             HttpLimits(
@@ -95,6 +101,7 @@ class Gateway:
         for task in list(self._arriving):
             task.cancel()
         await asyncio.gather(*self._arriving, return_exceptions=True)
+        await self.readers.close()
         await self.scheduler.close()
 
     # --- requests ------------------------------------------------------------------------------
@@ -113,29 +120,30 @@ class Gateway:
         router.add("GET", "/metrics", self._metrics)
         return router
 
-    def _handler(self, kind: str) -> Callable[[Exchange], Response | None]:
-        def generate(exchange: Exchange) -> Response | None:
+    def _handler(self, kind: str) -> Callable[[Exchange], Response | Awaitable[Response | None] | None]:
+        def generate(exchange: Exchange) -> Response | Awaitable[Response | None] | None:
             try:
-                self._generate(kind, exchange)
+                sampled = not self._numbers % SAMPLED
+                began = perf_counter() if sampled else 0.0
+                sender = self.senders.of(exchange)
+                if sampled:
+                    self.metrics.stages["identify"].observe(perf_counter() - began)
+                if exchange.body_size > LARGE_BYTES:
+                    return self._generate_large(kind, exchange, sender)
+                self._generate(kind, exchange, sender, sampled)
                 return None
             except BadRequest as error:
-                self.metrics.refuse(error.code or "bad_request")
-                return error_response(error.status, error.message, error.code, error.param)
+                return self._bad_request(error)
             except Unauthorized as error:
                 return self._unauthorized(error)
 
         return generate
 
-    def _generate(self, kind: str, exchange: Exchange) -> None:
-        """Take in one request: who asks, what for, which blocks; then let the dispatcher decide."""
-        sampled = not self._numbers % SAMPLED
+    def _generate(self, kind: str, exchange: Exchange, sender: Sender, sampled: bool) -> None:
+        """Take in one request: what is asked for, which blocks; then let the dispatcher decide."""
         began = perf_counter() if sampled else 0.0
-        sender = self.senders.of(exchange)
-        identified = perf_counter() if sampled else 0.0
         asked = decode(kind, exchange.body)
-        served = self.workers.served
-        if served and asked.model not in served:
-            raise BadRequest(f"the model '{asked.model}' does not exist", "model", "model_not_found", 404)
+        self._check_model(asked)
         parsed = perf_counter() if sampled else 0.0
         name = self._client(sender, asked).name
         prompt = self.prompts.keys_now(name, kind, asked)
@@ -149,8 +157,7 @@ class Gateway:
         if sampled:
             ended = perf_counter()
             stages = self.metrics.stages
-            stages["identify"].observe(identified - began)
-            stages["parse"].observe(parsed - identified)
+            stages["parse"].observe(parsed - began)
             stages["keys"].observe(keyed - parsed)
             stages["decide"].observe(ended - keyed)
 
@@ -167,11 +174,43 @@ class Gateway:
             log.exception("a request with a long prompt could not be taken in")
             exchange.fail()
 
+    async def _generate_large(self, kind: str, exchange: Exchange, sender: Sender) -> Response | None:
+        """Take in a request whose body is read by a process beside this one; the client may be gone then."""
+        config = self.config
+        taken = exchange.take_body()
+        body = Body(self.server.bodies, taken) if isinstance(taken, bytes) else taken
+        ask = Ask(
+            kind,
+            body.size,
+            config.ask_usage,
+            sender.client.name if config.engine_ordering else None,
+            config.use_body_user and not sender.named,
+            self.workers.adapters,
+        )
+        try:
+            read = await self.readers.read(sender.client.name, ask, body)
+            self._check_model(read.asked)
+        except BadRequest as error:
+            return self._bad_request(error)
+        except ReaderError as error:
+            return self._bad_request(BadRequest(str(error), code="body_too_large", status=413))
+        if not exchange.gone:
+            prompt = self.prompts.prompt(self._client(sender, read.asked).name, read.asked, read.chain)
+            self._arrive(exchange, sender, read.asked, prompt, read.body)
+        return None
+
+    def _check_model(self, asked: Asked) -> None:
+        served = self.workers.served
+        if served and asked.model not in served:
+            raise BadRequest(f"the model '{asked.model}' does not exist", "model", "model_not_found", 404)
+
     def _client(self, sender: Sender, asked: Asked) -> Client:
         """Return whom a request is charged to."""
         return self.identity.by_user(asked.user) if not sender.named and asked.user else sender.client
 
-    def _arrive(self, exchange: Exchange, sender: Sender, asked: Asked, prompt: Prompt) -> None:
+    def _arrive(
+        self, exchange: Exchange, sender: Sender, asked: Asked, prompt: Prompt, large: LargeBody | None = None
+    ) -> None:
         client = self._client(sender, asked)
         fields = sender.fields if client is sender.client else sender.passed + client.fields
         rid = self._numbers = self._numbers + 1
@@ -191,17 +230,18 @@ class Gateway:
             most.sequences,
             asked.reads_cache,
         )
-        taken = exchange.take_body()
-        body = taken if isinstance(taken, bytes) else taken.whole()
-        tap = None
-        continuous = False
-        if streamed:
-            options = asked.stream_options
-            hide = self.config.ask_usage and not (options is not None and options.include_usage)
+        hide = hides_usage(asked, self.config.ask_usage)
+        continuous = hide and wants_continuous_usage(asked)
+        body: Body | LargeBody | bytes
+        if large is None:
+            body = exchange.take_body()
             if hide:
-                body = with_usage(body, asked)
-                continuous = options is not None and bool(options.continuous_usage_stats)
-            tap = Tap(hide)
+                counted = isinstance(body, Body)
+                new = with_usage(body.whole() if isinstance(body, Body) else body, asked)
+                body = Body(self.server.bodies, new) if counted else new
+        else:
+            body = large
+        tap = Tap(hide) if streamed else None
         xargs = None
         if self.config.engine_ordering and isinstance(asked, ChatAsked | CompletionAsked):
             xargs = bool(asked.vllm_xargs)
@@ -225,6 +265,10 @@ class Gateway:
         self.scheduler.arrive(flow)
 
     # --- the other endpoints -------------------------------------------------------------------
+
+    def _bad_request(self, error: BadRequest) -> Response:
+        self.metrics.refuse(error.code or "bad_request")
+        return error_response(error.status, error.message, error.code, error.param)
 
     def _unauthorized(self, error: Unauthorized) -> Response:
         self.metrics.refuse("unauthorized")

@@ -16,6 +16,7 @@ from fairlead.core import outside
 from fairlead.http.client import Pool, UpstreamError
 
 VLLM, SGLANG, LLAMA_CPP, UNKNOWN = "vllm", "sglang", "llama.cpp", "unknown"
+KINDS = (VLLM, SGLANG, LLAMA_CPP, UNKNOWN)
 TOLD_CLIENTS = {VLLM, SGLANG}
 """Engines that fairlead has a plugin for, which hears whose a request is."""
 

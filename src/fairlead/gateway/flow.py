@@ -5,7 +5,7 @@ is told by the dispatcher's commands. Bytes of a body pass it unchanged.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Protocol, TypeVar, cast
 
@@ -13,14 +13,17 @@ from fairlead.core import events as ev
 from fairlead.core import outside
 from fairlead.core.commands import Dispatch, Fail, Reject
 from fairlead.core.model import Request
-from fairlead.gateway.engines import SGLANG, VLLM
+from fairlead.gateway.engines import SGLANG
 from fairlead.gateway.identity import Client
 from fairlead.gateway.metrics import ClientFigures
 from fairlead.gateway.prompt import Prompt, PromptKeys
+from fairlead.gateway.readers import LargeBody
+from fairlead.gateway.reading import for_engine
 from fairlead.gateway.sse import Tap
-from fairlead.gateway.wire import Most, Usage, usage_of, with_xargs, without_continuous_usage
+from fairlead.gateway.wire import Most, Usage, usage_of
 from fairlead.gateway.workers import Worker, Workers
-from fairlead.http.client import Call, UpstreamError
+from fairlead.http.bodies import Body
+from fairlead.http.client import Buffer, Call, UpstreamError
 from fairlead.http.heads import ResponseHead, with_length
 from fairlead.http.messages import HOP_BY_HOP, Headers, error_body, error_response, head, status_line
 from fairlead.http.server import Exchange
@@ -133,7 +136,7 @@ class Flow:
         model: str,
         prompt: Prompt,
         fields: bytes,
-        body: bytes,
+        body: bytes | Body | LargeBody,
         tap: Tap | None,
         xargs: bool | None,
         most: Most,
@@ -148,7 +151,7 @@ class Flow:
         self.prompt = prompt
         self.path = exchange.target
         self.fields = fields
-        self.body = body
+        self.body: bytes | Body | LargeBody = body
         self.tap = tap
         self.xargs = xargs
         """Whether the body has ``vllm_xargs`` of its own; None if it is no place to name the client."""
@@ -204,20 +207,29 @@ class Flow:
             self.kept.clear()
             self.kept_size = 0
             pool = worker.pool
-            body = self.body
-            if (
-                self.continuous and worker.capacity.kind != SGLANG
-            ):  # which gives it to whoever asks for it alone
-                body = without_continuous_usage(body)
-            if self.xargs is not None and worker.capacity.kind == VLLM:
-                body = with_xargs(body, self.client.xargs, has_some=self.xargs)
+            body, rest = self._payload(worker.capacity.kind)
+            length = len(body) + sum(map(len, rest))
             self.call = pool.send(
                 b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n%b"
-                % (pool.prefix, self.path, pool.authority, self.fields, len(body), body),
+                % (pool.prefix, self.path, pool.authority, self.fields, length, body),
                 self,
+                rest,
             )
         except Exception as error:  # noqa: BLE001 - it is logged where the flow ends
             self.broke(error)
+
+    def _payload(self, kind: str) -> tuple[bytes, Sequence[Buffer]]:
+        """Return the body for an engine of this kind; of a large one its pieces."""
+        body = self.body
+        if isinstance(body, LargeBody):
+            return b"", body.forms[kind]
+        whole = body if isinstance(body, bytes) else body.whole()
+        if not self.continuous and self.xargs is None:
+            return whole, ()
+        xargs = None if self.xargs is None else self.client.xargs
+        return for_engine(
+            kind, whole, continuous=self.continuous, xargs=xargs, has_xargs=bool(self.xargs)
+        ), ()
 
     @_guarded
     def reject(self, command: Reject) -> None:

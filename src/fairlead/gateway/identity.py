@@ -86,7 +86,7 @@ class Identity:
         if self._networks and self._trusts(peer):
             for header in CLIENT_HEADERS:
                 value = headers.get(header)
-                name = _clean(value.decode("utf-8", "surrogateescape")) if value else ""
+                name = clean_name(value.decode("utf-8", "surrogateescape")) if value else ""
                 if name:
                     return self.client(name), True
         if self._owners:
@@ -95,7 +95,7 @@ class Identity:
 
     def by_user(self, user: str | None) -> Client:
         """Return the client that the body's ``user`` stands for, if that is configured."""
-        name = _clean(user) if user and self._use_body_user else ""
+        name = clean_name(user) if user and self._use_body_user else ""
         return self.client(name) if name else self._default
 
     def _by_key(self, authorization: bytes) -> Client:
@@ -123,7 +123,7 @@ class Identity:
         return known
 
 
-def _clean(name: str) -> str:
+def clean_name(name: str) -> str:
     """Return ``name`` fit for a header, a label and a log line: printable and not too long.
 
     A name that had to be changed for that ends in a digest: two clients never become one.

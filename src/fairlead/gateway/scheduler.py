@@ -40,7 +40,7 @@ class Scheduler:
         self.config = config
         self.metrics = metrics
         self.dispatcher = configured_dispatcher(config)
-        secret = key_secret(config)
+        self.key_secret = secret = key_secret(config)
         self.workers = Workers(
             config,
             self.step,

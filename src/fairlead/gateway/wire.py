@@ -240,6 +240,18 @@ def _explain(text: str) -> BadRequest:
     return BadRequest(f"invalid type for '{path}': {reason[:1].lower()}{reason[1:]}", path, "invalid_type")
 
 
+def hides_usage(asked: Asked, ask_usage: bool) -> bool:
+    """Return whether engines are to be asked for the usage of a stream whose client did not ask for it."""
+    if not ask_usage or asked.stream is not True:
+        return False
+    return asked.stream_options is None or not asked.stream_options.include_usage
+
+
+def wants_continuous_usage(asked: Asked) -> bool:
+    """Return whether the client asked for usage in every chunk."""
+    return asked.stream_options is not None and bool(asked.stream_options.continuous_usage_stats)
+
+
 def with_usage(body: bytes, asked: Asked) -> bytes:
     """Return the body of a streamed request with ``stream_options.include_usage`` set.
 

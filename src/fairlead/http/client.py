@@ -10,22 +10,24 @@ more on a new connection; in every other case the sink decides.
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fairlead.http.address import parse_address
-from fairlead.http.client_connection import ClientConnection, ClientTimeouts, Sink, UpstreamError
+from fairlead.http.client_connection import Buffer, ClientConnection, ClientTimeouts, Sink, UpstreamError
 from fairlead.http.messages import Headers
 
-__all__ = ["Call", "ClientTimeouts", "Pool", "Sink", "UpstreamError"]
+__all__ = ["Buffer", "Call", "ClientTimeouts", "Pool", "Sink", "UpstreamError"]
 
 
 class Call:
     """One request under way."""
 
-    __slots__ = ("connection", "request", "sink", "task")
+    __slots__ = ("connection", "request", "rest", "sink", "task")
 
-    def __init__(self, request: bytes, sink: Sink) -> None:
+    def __init__(self, request: bytes, sink: Sink, rest: Sequence[Buffer]) -> None:
         self.request = request
+        self.rest = rest
+        """Pieces of the request's body that come after ``request``."""
         self.sink = sink
         self.connection: ClientConnection | None = None
         self.task: asyncio.Task[None] | None = None
@@ -96,9 +98,12 @@ class Pool:
             body,
         )
 
-    def send(self, request: bytes, sink: Sink) -> Call:
-        """Send ``request`` on a kept connection, or on a new one; never calls ``sink`` before returning."""
-        call = Call(request, sink)
+    def send(self, request: bytes, sink: Sink, rest: Sequence[Buffer] = ()) -> Call:
+        """Send ``request`` on a kept connection, or on a new one; never calls ``sink`` before returning.
+
+        ``rest`` are pieces of a large body, which are sent one after the other as the worker takes them.
+        """
+        call = Call(request, sink, rest)
         while self._idle:
             if self._idle.pop().start(call, sink, request):
                 return call

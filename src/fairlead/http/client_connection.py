@@ -2,18 +2,20 @@
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import httptools
 
 from fairlead.http.heads import KnownHead, ResponseHead, remember
-from fairlead.http.messages import Headers
+from fairlead.http.messages import FULL_READ, Headers
 
 if TYPE_CHECKING:
     from fairlead.http.client import Call, Pool
 
 MAX_HEAD_BYTES = 65_536
+Buffer = bytes | bytearray | memoryview
 
 
 class ClientTimeouts(NamedTuple):
@@ -83,12 +85,14 @@ class ClientConnection(asyncio.Protocol):
         "_paused",
         "_pool",
         "_quiet_since",
+        "_rest",
         "_sink",
         "_status",
         "_to_eof",
         "_transport",
         "_used",
         "_whole",
+        "_write_blocked",
     )
 
     def __init__(self, pool: "Pool") -> None:
@@ -114,6 +118,9 @@ class ClientConnection(asyncio.Protocol):
         self._head_size = 0
         self._parts: list[bytes] = []
         self._quiet_since = 0.0
+        self._rest: deque[Buffer] = deque()
+        """Pieces of the request still to be written."""
+        self._write_blocked = False
 
     def usable(self) -> bool:
         """Whether a request may be written to it."""
@@ -143,11 +150,15 @@ class ClientConnection(asyncio.Protocol):
         self._head_ready = self._to_eof = False
         self._quiet_since = 0.0
         transport.write(request)
+        if call.rest:
+            self._rest.extend(call.rest)
+            self._write_on()
         return True
 
     def drop(self) -> None:
         """Close without a word to the sink."""
         self._call = self._sink = self._whole = None
+        self._rest.clear()
         self._pool.lost(self)
         if self._transport is not None:
             self._transport.abort()
@@ -209,6 +220,9 @@ class ClientConnection(asyncio.Protocol):
             self.drop()  # bytes that nobody asked for: the next answer could not be trusted
             return
         self._quiet_since = 0.0
+        if len(data) >= FULL_READ and not self._paused and self._transport is not None:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
         fresh = not self._answered
         if fresh:
             self._answered = True
@@ -217,11 +231,12 @@ class ClientConnection(asyncio.Protocol):
                 body = known.body_of(data)
                 if body is not None:
                     self._over()
-                    self._pool.ended(self, not self._paused)
+                    self._pool.ended(self, not self._paused and not self._rest)
                     whole(known.head, body)
                     return
             if self._call is not None:
                 self._call.request = b""  # from here on it is never sent again
+                self._call.rest = ()
         failure = self._feed(data)
         if fresh and self._complete and self._keep and not failure and self._status == 200:
             self._known = remember(data, ResponseHead(200, self._headers))
@@ -240,6 +255,27 @@ class ClientConnection(asyncio.Protocol):
             self._finish(sink, failure)
         elif failure:
             self._break("protocol", f"the worker's answer is not valid HTTP: {failure}")
+
+    def pause_writing(self) -> None:
+        """The worker does not take more of a large request for now."""
+        self._write_blocked = True
+
+    def resume_writing(self) -> None:
+        """It takes more."""
+        self._write_blocked = False
+        self._write_on()
+
+    def _write_on(self) -> None:
+        transport = self._transport
+        while self._rest and not self._write_blocked and transport is not None:
+            self._quiet_since = 0.0  # the worker's time to answer begins with the end of the request
+            transport.write(self._rest.popleft())
+
+    def _read_on(self) -> None:
+        """Read on after everybody else had a turn."""
+        transport = self._transport
+        if not self._paused and transport is not None and not transport.is_closing():
+            transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Let the transport close; ``connection_lost`` judges whether the answer was whole."""
@@ -307,7 +343,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _finish(self, sink: Sink, failure: str) -> None:
         self._over()
-        self._pool.ended(self, not failure and not self._paused and self._keep)
+        self._pool.ended(self, not (failure or self._paused or self._rest) and self._keep)
         sink.end()
 
     def _over(self) -> None:

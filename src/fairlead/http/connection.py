@@ -12,15 +12,13 @@ from fairlead.http.backlog import BEHIND, STALLED, Backlog
 from fairlead.http.bodies import COUNTED_BYTES, Body
 from fairlead.http.exchange import Exchange
 from fairlead.http.heads import KnownHead, RequestHead, remember
-from fairlead.http.messages import Headers, Response, error_body
+from fairlead.http.messages import FULL_READ, Headers, Response, error_body
 
 if TYPE_CHECKING:
     from fairlead.http.server import Server
 
 HELD_BYTES = 262_144
 """Bytes kept for later while an answer is under way; beyond them the socket is not read."""
-FULL_READ = 256_000
-"""Bytes of uvloop's read buffer. After a full one libuv reads on, up to 32 times, and serves nobody else."""
 MOST_PARTS = 8192
 """Chunks of a body in one read: each costs a call, however small it is."""
 UNSENT_BYTES = 131_072

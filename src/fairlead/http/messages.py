@@ -11,6 +11,9 @@ Headers = list[tuple[bytes, bytes]]
 
 STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
+FULL_READ = 256_000
+"""Bytes of uvloop's read buffer. After a full one libuv reads on, up to 32 times, and serves nobody else."""
+
 HOP_BY_HOP = frozenset(
     {
         b"connection",
