@@ -265,3 +265,14 @@ def test_what_matters_stays_when_columns_go(sweep: list[dict[str, Any]]) -> None
     kept = narrow(sweep[:1], 60)
     assert "service" in kept
     assert "too narrow for: requests" in kept
+
+
+def test_names_give_the_terminal_no_orders() -> None:
+    """An escape sequence in a client's name clears the screen, or writes over what was said before."""
+    name = "bob\x1b[2J\x07\x9b1A\r"
+    run = queue_run(requests=40, clients=("ann", name), workload=name, policy=name)
+    run.misbehaving = (name,)
+    shown = StringIO()
+    show_run(summarise(run), Console(file=shown, width=140, color_system=None))
+    assert "bob?[2J" in shown.getvalue()
+    assert all(c.isprintable() or c == "\n" for c in shown.getvalue())

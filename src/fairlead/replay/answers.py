@@ -59,8 +59,8 @@ class Answer:
     """
 
     __slots__ = (
-        "_began_ns", "_done", "_error", "_itl", "_rest", "call", "ended", "first_ns", "last_ns", "outcome",
-        "reason", "row", "status", "tokens", "usage",
+        "_began_ns", "_cr", "_done", "_error", "_itl", "_rest", "call", "ended", "first_ns", "last_ns",
+        "outcome", "reason", "row", "status", "tokens", "usage",
     )  # fmt: skip
 
     def __init__(self, row: int, ended: "Callable[[Answer], None]", itl: Callable[[int, int], None]) -> None:
@@ -81,6 +81,8 @@ class Answer:
         """Why it was rejected or failed."""
         self._began_ns = 0
         self._rest = b""
+        self._cr = False
+        """The last byte was a CR: an LF that comes next is of the same line end."""
         self._done = False
         self._error = ""
 
@@ -91,12 +93,12 @@ class Answer:
     def data(self, body: bytes) -> None:
         """Read what came."""
         now = perf_counter_ns()
-        data = self._rest + body if self._rest else body
         if self.status != 200:
-            self._rest = data[:_MOST_KEPT]
+            self._rest = (self._rest + body)[:_MOST_KEPT]
             return
-        if b"\r" in data:
-            data = data.replace(b"\r\n", b"\n")
+        if self._cr or b"\r" in body:
+            body = self._with_lf(body)
+        data = self._rest + body if self._rest else body
         *events, self._rest = data.split(b"\n\n")
         if len(self._rest) > _MOST_KEPT:
             self._rest = b""
@@ -105,6 +107,13 @@ class Answer:
             tokens += self._event(event, now)
         if tokens:
             self._count(tokens, now)
+
+    def _with_lf(self, body: bytes) -> bytes:
+        """Return what came with LF for each line end: CRLF, LF or CR, also in a mix."""
+        if self._cr:
+            body = body.removeprefix(b"\n")
+        self._cr = body.endswith(b"\r")
+        return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _event(self, event: bytes, now: int) -> bool:
         """Take in one event; return whether it carries a token."""

@@ -41,31 +41,31 @@ def show_comparison(results: Iterable[Result], console: Console, baseline: str =
 
 def _show_verdict(study: Study, console: Console) -> None:
     said = verdict(study)
-    console.print(Text(study.title, style="dim"))
-    console.print(Text(said.headline, style="bold"))
+    console.print(_text(study.title, style="dim"))
+    console.print(_text(said.headline, style="bold"))
     for point in said.points:
-        console.print(Padding(Text(point), (0, 0, 0, 2)))
+        console.print(Padding(_text(point), (0, 0, 0, 2)))
     if said.confidence:
-        console.print(Text(said.confidence, style="dim"))
+        console.print(_text(said.confidence, style="dim"))
     console.print()
 
 
 def show_table(table: Table, console: Console) -> None:
     """Print the table; where the terminal is too narrow for whole words, without its least columns."""
     columns, widths = _fitted(table, console.width)
-    console.print(Text(table.caption, style="bold"))
+    console.print(_text(table.caption, style="bold"))
     drawn = Drawn(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     for i, width in zip(columns, widths, strict=True):
-        drawn.add_column(Text(table.heads[i]), justify="right" if i else "left", width=width)
+        drawn.add_column(_text(table.heads[i]), justify="right" if i else "left", width=width)
     for row in table.rows:
         drawn.add_row(*(_cell(row[i], width) for i, width in zip(columns, widths, strict=True)))
     console.print(drawn)
     for note in table.notes:
-        console.print(Text(note))
+        console.print(_text(note))
     left_out = [head for i, head in enumerate(table.heads) if i not in columns]
     if left_out:
         console.print(Text(f"too narrow for: {', '.join(left_out)}", style="dim"))
@@ -120,8 +120,13 @@ def _whole_second_lines(table: Table, column: int) -> int:
     return max((len(line) for detail in details for line in detail.splitlines()), default=1)
 
 
+def _text(text: str, style: str = "") -> Text:
+    """Return a text without what a terminal would obey: names of clients come from strangers."""
+    return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text), style=style)
+
+
 def _cell(cell: Cell, width: int) -> Text:
-    text = Text(" ".join(_cut(word, width) for word in cell.text.split()))
+    text = _text(" ".join(_cut(word, width) for word in cell.text.split()))
     line = ""
     for unit in _units(cell.detail):
         longer = f"{line} {unit}" if line else unit
