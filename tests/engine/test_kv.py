@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.engine.kv import KVPool, Run
+from fairlead.engine.kv import BlockRun, KVPool
 from tests.engine.naive import NaivePool
 
 RUNS = settings(max_examples=100, deadline=None)
@@ -22,7 +22,7 @@ PATHS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1
 def test_pool_equals_the_naive_model(blocks, paths, data):
     """Requests come (taking what is cached and filling the rest) and go, in any order."""
     pool, naive = KVPool(blocks), NaivePool(blocks)
-    held: dict[int, tuple[Run, list[int], int, int]] = {}
+    held: dict[int, tuple[BlockRun, list[int], int, int]] = {}
     for who, path in enumerate(paths):
         chain = chain_of(path)
         assert pool.match(chain) == naive.match(chain)
@@ -80,7 +80,7 @@ def test_a_cached_block_implies_its_parents(blocks, paths):
             assert child not in cached or parent in cached
 
 
-def fill(pool: KVPool, chain: list[int]) -> Run:
+def fill(pool: KVPool, chain: list[int]) -> BlockRun:
     """Compute a chain of which nothing is cached."""
     pool.allocate(len(chain))
     return pool.publish(pool.root, chain, 0, len(chain))[0]
