@@ -162,7 +162,7 @@ def test_a_load_that_cannot_be_leaves_ours_and_is_counted_and_logged_once(caplog
             await until(lambda: fleet.engine_running[0] == 1)
 
     run(main)
-    assert sum("says what cannot be: running" in text for text in caplog.messages) == 1
+    assert sum("cannot be true, which is ignored: running" in text for text in caplog.messages) == 1
 
 
 def test_answers_without_end_or_sense_stop_neither_the_start_nor_the_watch():

@@ -93,7 +93,7 @@ async def _serve_until_told(gateway: Gateway) -> int:
 
 
 async def _with_embedded(config: Config, engines: "list[EngineServer]") -> Config:
-    """Start engines of our own in place of real ones, and say so."""
+    """Start embedded engines, and say so."""
     from fairlead.engine.server import EngineConfig, EngineServer  # noqa: PLC0415 - only where it is used
 
     urls = []

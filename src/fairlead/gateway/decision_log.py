@@ -1,4 +1,4 @@
-"""The gateway's decision log: opened as configured, its end logged."""
+"""Opens the gateway's decision log as configured; logs its end."""
 
 import logging
 import time
@@ -30,4 +30,4 @@ def open_decision_log(config: Config, dispatcher: Dispatcher, now_us: int) -> De
 
 
 def _failed(reason: str) -> None:
-    log.error("the decision log ends here, requests are served on: %s", reason)
+    log.error("the decision log ends here; requests are still served: %s", reason)

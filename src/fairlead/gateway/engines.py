@@ -21,16 +21,16 @@ TOLD_CLIENTS = {VLLM, SGLANG}
 """Engines that fairlead has a plugin for, which hears whose a request is."""
 
 MOST_BYTES = 2**20
-"""Of one of these answers. A vLLM server with many adapters writes 200 kB of metrics."""
+"""Largest such answer, in bytes. A vLLM server with many adapters writes 200 kB of metrics."""
 _MOST_REQUESTS = 2**20
 """More requests than any engine has at once."""
 _MOST_MODELS = 1_000
 _MOST_NAME = 256
-"""Characters in the name of a model."""
+"""Most characters in the name of a model."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Ignore = Callable[[str, object], None]
-"""Told of each figure that an engine said and that cannot be true: the figure's name, and what was said."""
+"""Called for each figure of an engine that cannot be true, with the figure's name and value."""
 
 
 class Load(NamedTuple):
@@ -79,7 +79,7 @@ _LABEL = re.compile(rb'\b(\w+)="([^"]*)"')
 
 
 async def healthy(pool: Pool, headers: Headers, timeout: float) -> bool:  # noqa: ASYNC109
-    """Say whether the engine answers its health check. Raises UpstreamError when it cannot be reached."""
+    """Return whether the engine answers its health check. Raises UpstreamError when it cannot be reached."""
     status, _, _ = await pool.fetch(b"GET", b"/health", headers, timeout=timeout, most=MOST_BYTES)
     if status in {404, 405, 501}:
         status, _, _ = await pool.fetch(b"GET", b"/v1/models", headers, timeout=timeout, most=MOST_BYTES)

@@ -12,7 +12,7 @@ _LEAST_STEP = 0.02
 """An estimate moves by as much at least, when what was seen is further off."""
 _MOST_MODELS = 64
 _MOST_CLIENTS = 512
-"""Of a model; whoever was not heard of for longest is forgotten."""
+"""Most clients for each model; the one that was not seen for longest is forgotten."""
 _PRIOR_AFTER = 16
 """Observations after which the median is made anew: it takes a sort."""
 

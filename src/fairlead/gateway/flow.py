@@ -1,4 +1,4 @@
-"""One generation on its way through: from the client's exchange to a worker's answer and back.
+"""One request on its way: from the client to a worker, and the answer back.
 
 A flow listens to both ends. What happens it reports to the scheduler as events; what is to be done it
 is told by the dispatcher's commands. Bytes of a body pass it unchanged.
@@ -80,7 +80,7 @@ _FIGURES = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 def _guarded(method: Method) -> Method:
-    """Whatever ``method`` raises ends its flow (see ``Flow.broke``) and reaches nobody else."""
+    """Let what ``method`` raises end only its own flow (see ``Flow.broke``)."""
 
     @wraps(method)
     def guarded(flow: "Flow", *args: Any) -> Any:
@@ -273,7 +273,7 @@ class Flow:
             self.call = None
 
     def broke(self, error: Exception) -> None:
-        """Something in here raised ``error``: the one place where that ends.
+        """End the request because something in the flow raised ``error``.
 
         The worker is stopped, the request counts as failed, its books are settled, and the client gets an
         end. Raises nothing.

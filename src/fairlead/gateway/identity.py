@@ -21,7 +21,7 @@ CLIENT_HEADERS = (
 """Names that trusted proxies may use, first one first. The second is an old alias of the first."""
 
 ROUTING_KEY = b"x-smg-routing-key"
-"""How SGLang is told."""
+"""The header that tells SGLang the client."""
 
 _CACHED = 10_000
 
@@ -44,7 +44,7 @@ class Client:
 
 
 class Unauthorized(Exception):  # noqa: N818 - an answer, named as HTTP names it
-    """No key, or one that nobody here has: 401."""
+    """No API key, or an unknown one: status 401."""
 
 
 class Identity:

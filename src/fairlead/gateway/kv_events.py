@@ -113,7 +113,7 @@ class SourceError(ValueError):
 
 
 class _LostError(Exception):
-    """What was known ends here, for the reason given."""
+    """What was known is not valid any more; the text says why."""
 
 
 class _Link(NamedTuple):
@@ -246,7 +246,9 @@ class KvEvents:
                     self._ignore("kv_events", str(error))
                     self._forget(whole=False)
                     self._fall_back("lost", str(error))
-                except Exception as error:  # whatever it is, what is believed of the cache must end with it
+                except (
+                    Exception
+                ) as error:  # whatever happened, what was known of the cache is not valid any more
                     log.exception("following the KV-cache events of %s failed", self.worker)
                     self._forget(whole=False)
                     self._fall_back("lost", f"a fault of ours: {error!r}")
@@ -260,7 +262,7 @@ class KvEvents:
     # -- what is known -----------------------------------------------------------------------------
 
     def _fall_back(self, phase: str, reason: str) -> None:
-        """Say that the worker's cache is a guess from now on."""
+        """Say that the worker's cache is only approximated from now on."""
         if self.precise:
             self._emit(CacheCleared(self._now(), self.worker, precise=False))
         self._enter(phase, reason)

@@ -86,7 +86,7 @@ class PromptKeys(Protocol):
         """Return the prompt's keys if that takes about a millisecond, else None."""
 
     def learn(self, client: str, model: str, prompt: Prompt, prompt_tokens: int) -> None:
-        """The engine counted ``prompt_tokens`` in the client's ``prompt``."""
+        """Learn from what the engine counted: ``prompt_tokens`` in the client's ``prompt``."""
 
 
 class BytePrompts:

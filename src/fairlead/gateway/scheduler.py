@@ -181,7 +181,7 @@ class Scheduler:
                     flow.broke(error)
 
     async def _ticking(self) -> None:
-        """Give the dispatcher its time, and measure how late we are."""
+        """Send ``Tick`` events, and measure how late the event loop is."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + TICK_S

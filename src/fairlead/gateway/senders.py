@@ -1,4 +1,4 @@
-"""What a request's head says to the gateway: who asks, and what of the head a worker gets to see.
+"""Reads a request's head: who asks, and which header fields the worker gets.
 
 The heads of one client's requests are mostly alike, so this is worked out once for each head that
 the server knows again, and found on it afterwards.

@@ -245,7 +245,7 @@ class TokenPrompts:
         return sum(len(piece) for piece in set(self._pieces(text)) if piece not in self.cache)
 
     def _encode(self, pieces: list[str], *, special: bool = False) -> "list[array[int]]":
-        """Tokenise without looking left or right; several pieces side by side on all cores."""
+        """Tokenise each piece by itself, several at a time on all cores."""
         if not pieces:
             return []
         found = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=special)

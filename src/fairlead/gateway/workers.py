@@ -1,7 +1,7 @@
 """The engines behind the gateway: health, circuit breaker, limits, load, KV-cache events.
 
-Each worker has one task that looks at it now and then and tells the dispatcher what changed. None
-of this touches the counts of requests in flight: those are the dispatcher's own.
+Each worker has one task that checks it now and then, and tells the dispatcher what changed. None of
+this changes the counts of running requests: those are the dispatcher's own.
 """
 
 import asyncio
@@ -52,9 +52,9 @@ class Worker:
         self.refused = 0
         """Requests in all that it had no room for."""
         self.refused_in_a_row = 0
-        """Times that it was left alone for that since its last good answer."""
+        """Pauses for that reason since its last good answer."""
         self.held_until = 0.0
-        """It is left alone until then, in the loop's seconds."""
+        """It gets no requests until then, in the loop's seconds."""
         self.closed_until = 0.0
         """The circuit breaker keeps it out until then, in the loop's seconds."""
         self.look = asyncio.Event()
@@ -84,10 +84,15 @@ class Worker:
         before = self.ignored.get(figure, 0)
         self.ignored[figure] = before + 1
         if not before:
-            log.warning("worker %s says what cannot be: %s %.80r; it is ignored", self.id, figure, said)
+            log.warning(
+                "worker %s reports a figure that cannot be true, which is ignored: %s %.80r",
+                self.id,
+                figure,
+                said,
+            )
 
     def succeeded(self) -> None:
-        """It gave a good answer: failures and refusals are counted anew."""
+        """Note a good answer: failures and refusals are counted anew."""
         self.failures.clear()
         self.refused_in_a_row = 0
 
@@ -189,7 +194,7 @@ class Workers:
             return False
         client = row.only_client
         if client is not None and self._serves_others(worker.id, client):
-            return False  # how others fare there will tell
+            return False  # other clients' requests there will show
         others = [other for other in self if other.up and other is not worker]
         if others:
             return any(not other.failures for other in others)
@@ -212,7 +217,7 @@ class Workers:
         worker.held_until = max(worker.held_until, now + wait)
         reason = f"the worker answered {status}"
         self._emit(ev.Refused(self._now_us(), rid, int(wait * 1e6), reason))
-        if not self._config.engine_ordering:  # else how much it takes is its own to say
+        if not self._config.engine_ordering:  # else the engine itself decides how much it takes
             self._set_sequences(worker, worker.sequences.refused(self._running(worker.id)))
 
     def _set_sequences(self, worker: Worker, sequences: int) -> None:
@@ -244,8 +249,8 @@ class Workers:
     async def _look(worker: Worker, how: Callable[[Worker], Awaitable[None]]) -> None:
         try:
             await how(worker)
-        except Exception:  # one odd answer must end neither the watch nor the start
-            log.exception("looking at worker %s failed", worker.id)
+        except Exception:  # one odd answer must end neither the checks nor the start
+            log.exception("checking worker %s failed", worker.id)
 
     async def _check(self, worker: Worker) -> None:
         """Ask for the worker's health and act on a change."""
@@ -285,7 +290,7 @@ class Workers:
         )
         if self._config.engine_ordering and worker.capacity.kind not in engines.TOLD_CLIENTS:
             log.warning(
-                "worker %s (%s) cannot be told whose a request is: its clients share its queue as they come",
+                "worker %s (%s) cannot be told the client of a request: all clients share its queue",
                 worker.id,
                 worker.capacity.kind,
             )
@@ -310,7 +315,9 @@ class Workers:
         lists = {tuple(sorted(m.id for m in worker.models)) for worker in self if worker.models}
         if len(lists) > 1 and not self._warned:
             self._warned = True
-            log.warning("workers serve different models; requests are routed as if all served all of them")
+            log.warning(
+                "workers serve different models, but requests are routed as if each served all of them"
+            )
 
     async def _read_load(self, worker: Worker) -> None:
         load = await engines.load(
@@ -351,7 +358,7 @@ class Workers:
             status, body = 0, str(error).encode()
         if status != 200 or self._follow is None:
             log.warning(
-                "worker %s offers no KV-cache events; its cache is guessed from what was sent", worker.id
+                "worker %s offers no KV-cache events; its cache is approximated from what was sent", worker.id
             )
             return
         worker.kv = self._follow(worker, body)
