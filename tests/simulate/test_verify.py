@@ -161,6 +161,20 @@ def test_every_reason_of_a_decision_is_compared(tmp_path: Path, name: str) -> No
     assert difference.fields[0].startswith(f"[0].{name}: ")
 
 
+def test_a_whole_number_may_be_written_as_a_float(tmp_path: Path) -> None:
+    """Compiled code writes 8192.0 where the sources write 8192: both verify what the other wrote."""
+    path = tmp_path / "d.log"
+    record(path)
+    lines = path.read_text().splitlines(keepends=True)
+    at = [n for n, line in enumerate(lines) if '[["Dispatch",' in line][5]
+    fields = json.loads(lines[at])
+    reasons = fields[2][0][4]
+    reasons[3:] = map(float, reasons[3:])
+    lines[at] = json.dumps(fields) + "\n"
+    path.write_text("".join(lines))
+    assert verified(path).identical
+
+
 def test_a_decision_taken_out_or_put_in_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "d.log"
     record(path)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fairlead.core import events as ev
 from fairlead.core.dispatcher import Dispatcher
 from fairlead.trace.decision_reader import LogReader, LogRecord
-from fairlead.trace.decisions import LogError, Outcome, decode_outcome, encode_outcome, refusal
+from fairlead.trace.decisions import LogError, Outcome, decode_outcome, encode_outcome, refusal, same_outcome
 
 _REPORT_EVERY = 2_000
 _SHOWN_KEYS = 2
@@ -71,7 +71,7 @@ def verify(log: LogReader, progress: Callable[[int], None] = lambda _: None) -> 
         if outcome:
             names = ["refused"] if isinstance(outcome, str) else [type(c).__name__ for c in outcome]
             verdict.commands.update(names)
-        if encode_outcome(outcome) != entry.outcome:
+        if not same_outcome(encode_outcome(outcome), entry.outcome):
             verdict.difference = _difference(entry, outcome)
             break
         if not entry.number % _REPORT_EVERY:
@@ -113,7 +113,7 @@ def _fields(name: str, expected: object, got: object) -> Iterator[str]:
             for at, pair in enumerate(zip(expected, got, strict=True)):
                 yield from _fields(f"{name}.{names[at]}" if names else f"{name}[{at}]", *pair)
             return
-    if repr(expected) != repr(got):  # 1 and 1.0 are not the same decision
+    if expected != got:
         yield f"{name.lstrip('.') or 'commands'}: {_shown(expected)}, now {_shown(got)}"
 
 
