@@ -14,6 +14,7 @@ from tests.gateway.mocks import (
     answer,
     chat,
     chunk,
+    event,
     raw,
     run,
     serving,
@@ -114,6 +115,31 @@ def test_good_answers_and_those_whose_client_left():
             assert await counts(served, "fairlead_worker_failures_total", "worker") == {}
             assert await counts(served, "fairlead_retries_total", "") == {}
             assert await counts(served, "fairlead_refused_total", "reason") == {}
+
+    run(main)
+
+
+def test_a_client_that_leaves_in_the_middle_left_also_if_usage_was_said_already():
+    """With ``continuous_usage_stats`` every chunk says it: it is the last one that tells the end."""
+
+    async def endless(ask: Ask, writer: asyncio.StreamWriter) -> None:
+        usage = {"prompt_tokens": 10, "completion_tokens": 1}
+        said = {"choices": [{"index": 0, "delta": {"content": "x"}}], "usage": usage}
+        writer.write(EVENT_STREAM + chunk(ROLE) + chunk(event(said)))
+        await asyncio.sleep(60)
+
+    async def main():
+        worker = MockWorker(endless)
+        async with serving(worker) as served:
+            options = {"include_usage": True, "continuous_usage_stats": True}
+            notes = Notes(served, chat(stream=True, stream_options=options))
+            while b'"x"' not in notes.got:
+                await notes.first.wait()
+                await asyncio.sleep(0)
+            notes.call.cancel()
+            await asyncio.wait_for(worker.gone.wait(), 2)
+            await served.settled()
+            assert await results(served) == {"cancelled": 1}
 
     run(main)
 

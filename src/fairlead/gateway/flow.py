@@ -302,7 +302,7 @@ class Flow:
     @_guarded
     def disconnected(self) -> None:
         """The client is gone: free the worker at once."""
-        if self.live and self.tap is not None and self.tap.usage is not None:
+        if self.live and self.tap is not None and self.tap.over:
             # It has all of the answer and did not wait for the end of the stream, as OpenAI's library does.
             assert self.worker is not None
             self.worker.succeeded()

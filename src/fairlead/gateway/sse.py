@@ -45,6 +45,7 @@ class Tap:
         "failed",
         "hide",
         "keep_null",
+        "over",
         "tail",
         "usage",
     )
@@ -60,6 +61,9 @@ class Tap:
         self.events = 0
         """Events with tokens since the caller last took the count. An estimate: usage settles it."""
         self.usage: Usage | None = None
+        """The latest; some engines say it in every chunk."""
+        self.over = False
+        """Whether that is the last one: it came without a choice, or with the end of all of its choices."""
         self.failed = False
         """Whether the engine said in an event that the answer failed."""
         self._plain = False
@@ -172,6 +176,7 @@ class Tap:
         usage = usage_from(said)
         if usage is not None:
             self.usage = usage
+            self.over = self.over or _no_more(_decoded(fields.get("choices", b"[]")))
         null = bytes(said) == b"null"  # a promise of usage that comes later
         if not self.hide or (null and self.keep_null):
             return event
@@ -248,6 +253,13 @@ def _fields(data: bytes) -> dict[str, msgspec.Raw]:
         return _FIELDS.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
+
+
+def _no_more(choices: Any) -> bool:
+    """Say whether a chunk with these choices is the last one with tokens."""
+    return not isinstance(choices, list) or all(
+        isinstance(c, dict) and c.get("finish_reason") for c in choices
+    )
 
 
 def _says_error(event: bytes) -> bool:
