@@ -29,7 +29,6 @@ class PlainFleet:
         self.kv_tokens = [500_000] * n
         self.max_num_seqs = [256] * n
         self.context = [0] * n
-        self.mean_output = 125.0
         self.hit_rate = [0.0] * n
         self.engine_waiting = [0] * n
         self.engine_running = [0] * n
@@ -44,6 +43,9 @@ class PlainFleet:
     @property
     def waiting(self) -> int:
         return sum(self.queued) if self.before else 0
+
+    def expected_output(self, client: str) -> float:
+        return 125.0
 
     def waiting_tokens(self, slot: int) -> int:
         return self.before[slot][1]

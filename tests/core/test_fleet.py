@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from fairlead.core.fleet import FleetState
 from fairlead.core.model import Limits
+from fairlead.core.outputs import OutputLengths
 
 
 def fleet_of(waiting: list[tuple[str, int, int]], *, in_turns: bool) -> FleetState:
     """``waiting``: client, sequences and extend tokens of each request that waits."""
-    fleet = FleetState(lambda _: (0, 0, 0))
+    fleet = FleetState(lambda _: (0, 0, 0), OutputLengths(10))
     fleet.in_turns = in_turns
     slot = fleet.join("w")
     fleet.set_limits(slot, Limits())

@@ -81,7 +81,7 @@ def test_the_mean_output_is_of_a_sequence() -> None:
     arrive(plain, 1, 1, max_tokens=None)
     sent(d, ev.Finished(1, 1, output_tokens=5_000))
     sent(plain, ev.Finished(1, 1, output_tokens=500))
-    assert d.fleet.mean_output == pytest.approx(plain.fleet.mean_output)
+    assert d.outputs.expected("ann") == pytest.approx(plain.outputs.expected("ann"))
 
 
 def test_the_decision_log_has_the_number_and_reads_logs_from_before() -> None:

@@ -26,6 +26,7 @@ from fairlead.core.ledger import Ledger
 from fairlead.core.lifecycle import ENDS, LifecycleError, State
 from fairlead.core.model import BlockKey, ClientId, Request, RequestId, WorkerId
 from fairlead.core.ordering.base import Ordering
+from fairlead.core.outputs import OutputLengths
 from fairlead.core.placement import Placement
 from fairlead.core.prefix import PrefixIndex
 from fairlead.core.retries import RetryBudget
@@ -38,7 +39,6 @@ __all__ = ["Dispatcher", "Settings"]
 
 HOUR_US = 3_600_000_000
 _FORGET_EVERY_US = 60_000_000
-_OUTPUT_MEMORY = 0.98  # weight of the past in the mean output length: the last ~50 requests count
 
 
 class Dispatcher:
@@ -59,9 +59,10 @@ class Dispatcher:
         self.ordering = ordering
         self.settings = settings or Settings()
         self.ledger = Ledger(self.settings.costs)
+        self.outputs = OutputLengths(self.settings.max_clients)
         self.workers: list[Worker] = []
         """By slot; a free slot still has the worker that had it last."""
-        self.fleet = FleetState(self._count_kv)
+        self.fleet = FleetState(self._count_kv, self.outputs)
         self.fleet.in_turns = ordering.in_turns
         self.index = PrefixIndex(self._on_stored, self._on_evicted)
         self.requests: dict[RequestId, TrackedRequest] = {}
@@ -195,7 +196,7 @@ class Dispatcher:
         self.arrived += 1
         self._seq += 1
         self._retry_budget.earn(request.client)
-        expected = int(self.fleet.mean_output)
+        expected = int(self.outputs.expected(request.client))
         if request.max_tokens is not None and request.max_tokens < expected:
             expected = request.max_tokens
         tracked = TrackedRequest(request, self._seq, expected * request.sequences)
@@ -292,7 +293,7 @@ class Dispatcher:
             self.ordering.settled(slot, tracked.client, prompt_change, change, more)
             self.routing.settled(tracked.client, slot, prompt_change, change, more)
         fleet = self.fleet
-        fleet.mean_output += (tracked.decoded / tracked.sequences - fleet.mean_output) * (1 - _OUTPUT_MEMORY)
+        self.outputs.learn(tracked.client, tracked.decoded / tracked.sequences)
         tracked.account.requests += 1
         worker = self.workers[slot]
         worker.release(tracked, computed=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from math import sqrt
 
 from fairlead.core.model import ClientId, Limits, WorkerId
+from fairlead.core.outputs import OutputLengths
 
 _ROOTS = [sqrt(n + 1) for n in range(4096)]
 
@@ -15,7 +16,8 @@ _ROOTS = [sqrt(n + 1) for n in range(4096)]
 class FleetState:
     """The writable side of ``routing.base.Fleet``. Only the dispatcher writes to it."""
 
-    def __init__(self, count_kv: Callable[[int], tuple[int, int, int]]) -> None:
+    def __init__(self, count_kv: Callable[[int], tuple[int, int, int]], outputs: OutputLengths) -> None:
+        self.expected_output = outputs.expected
         self._count_kv = count_kv
         """Gives a slot's KV tokens assigned, running and cached."""
         self.ids: list[WorkerId] = []
@@ -39,7 +41,6 @@ class FleetState:
         self.max_num_seqs: list[int] = []
         self.queue_limit: list[int] = []
         self.context: list[int] = []
-        self.mean_output = 128.0
         self.block_tokens = 16.0
         """Tokens that a block stands for, in the KV books of all workers."""
         self.hit_rate: list[float] = []

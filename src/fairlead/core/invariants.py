@@ -19,6 +19,7 @@ def check(dispatcher: "Dispatcher") -> None:
     _check_conservation(dispatcher)
     _check_ledger(dispatcher)
     dispatcher.ordering.check()
+    dispatcher.outputs.check()
     dispatcher.index.check()
     of_slot: dict[int, list[TrackedRequest]] = {slot: [] for slot in dispatcher.fleet.slots.values()}
     for tracked in dispatcher.requests.values():

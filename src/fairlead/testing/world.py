@@ -117,7 +117,7 @@ class World:
                 self._tick()
             return bool(self.dispatcher.requests)
         if isinstance(event, ev.Cancelled):
-            if not self.outcomes[event.rid].result:
+            if event.rid in self.dispatcher.requests:
                 self._attempts.pop(event.rid, None)
                 self._end(event.rid, "cancelled")
                 return True

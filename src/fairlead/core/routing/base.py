@@ -67,9 +67,8 @@ class Fleet(Protocol):
     def context(self) -> Sequence[int]:
         """Prompt tokens of the requests sent to the worker, shared ones counted for each."""
 
-    @property
-    def mean_output(self) -> float:
-        """Recent mean output tokens of a sequence."""
+    def expected_output(self, client: ClientId) -> float:
+        """Return the output tokens that a sequence of the client is expected to have."""
 
     @property
     def hit_rate(self) -> Sequence[float]:

@@ -16,8 +16,9 @@ class Marginal(RoutingBase):
 
     P  pending prefill that goes before it: the request waits for that, and slows nobody else by it.
     X  KV tokens beyond the pool if the request came too: work that would have to wait or be redone.
-    A  context of what runs there: each of the o tokens that a request usually has as output waits until it is
-       read. Without it everybody who asks about one hot document joins the one worker that has it.
+    A  context of what runs there: each of the o tokens of output that the client is expected to get waits
+       until that is read. Without it everybody who asks about one hot document joins the one worker that
+       has it.
     e  extend tokens: they slow the whole batch, hence the root of its size.
     s  the part of e whose blocks must evict cached ones; h the worker's recent hit rate, so that
        2*h*s is what eviction costs later.
@@ -81,5 +82,5 @@ class Marginal(RoutingBase):
 
 def _reads(request: Request, fleet: Fleet) -> float:
     """Return what a token of context costs the request while it decodes."""
-    limit, output = request.max_tokens, fleet.mean_output
+    limit, output = request.max_tokens, fleet.expected_output(request.client)
     return READ * (output if limit is None or limit > output else limit)
