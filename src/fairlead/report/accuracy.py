@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import itemgetter
 
-from fairlead.report.numbers import NONE, points, ratio
+from fairlead.report.numbers import NONE, points, ratio, shown
 from fairlead.report.results import Result
 from fairlead.report.study import (
     ATTAINMENT,
@@ -18,7 +18,7 @@ from fairlead.report.study import (
     Measure,
     Study,
 )
-from fairlead.report.tables import Cell, Table, comparison, shown
+from fairlead.report.tables import Cell, Table, comparison
 
 P50_TTFT = Measure("P50 TTFT", itemgetter("p50_ttft_ms"), "ms", "low", "half of the requests had it sooner")
 P50_TPOT = Measure("P50 TPOT", itemgetter("p50_tpot_ms"), "ms", "low", "half of the requests had less")
@@ -104,7 +104,7 @@ def accuracy(pair: Pair) -> Table:
         table.rows.append(
             [
                 Cell(measure.name),
-                *(Cell(shown(measure, v)) for v in (measured, simulated)),
+                *(Cell(shown(v, measure.unit)) for v in (measured, simulated)),
                 Cell(pair.error(measure)),
             ]
         )

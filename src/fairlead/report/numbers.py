@@ -27,6 +27,17 @@ def digits(value: float | None) -> str:
     return f"{value:.{1 if size >= 10 else 2 if size >= 1 else 3}f}"
 
 
+def shown(value: float | None, unit: str) -> str:
+    """Return a measure's value as text. ``unit``: ``ms``, ``share``, ``index``, or anything for an amount."""
+    if value is None:
+        return NONE
+    if unit == "ms":
+        return duration(value)
+    if unit == "share":
+        return percent(value, 1)
+    return f"{value:.3f}" if unit == "index" else digits(value)
+
+
 def short(value: float) -> str:
     """Return a number for an axis: 0, 0.5, 20, 1.5k, 2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

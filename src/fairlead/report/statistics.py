@@ -75,6 +75,11 @@ class Difference:
         return not self.low <= 0 <= self.high
 
 
+def is_amount(unit: str) -> bool:
+    """Return whether values of a measure vary in proportion to their size: all but shares and indices do."""
+    return unit not in {"share", "index"}
+
+
 def paired(
     before: Mapping[int, float],
     after: Mapping[int, float],

@@ -9,7 +9,7 @@ from typing import Any
 from fairlead.report.naming import LIVE, live, policy_names, setup, where
 from fairlead.report.numbers import TIMES
 from fairlead.report.results import Result
-from fairlead.report.statistics import Difference, Knee, LoadPoint, knee, paired
+from fairlead.report.statistics import Difference, Knee, LoadPoint, is_amount, knee, paired
 
 Value = Callable[[Result], float | None]
 
@@ -128,7 +128,7 @@ def difference(measure: Measure, before: Group, after: Group) -> Difference | No
         one, other = measure.of(before.seeds[seed]), measure.of(after.seeds[seed])
         if one is not None and other is not None:
             ones[seed], others[seed] = one, other
-    return paired(ones, others, as_ratio=measure.unit not in {"share", "index"})
+    return paired(ones, others, as_ratio=is_amount(measure.unit))
 
 
 @dataclass(slots=True)

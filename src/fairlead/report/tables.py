@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fairlead.report.numbers import NONE, change, digits, duration, percent
+from fairlead.report.numbers import NONE, change, duration, percent, shown
 from fairlead.report.results import Result
 from fairlead.report.study import (
     ATTAINMENT,
@@ -16,7 +16,6 @@ from fairlead.report.study import (
     P99_TTFT,
     THROUGHPUT,
     Group,
-    Measure,
     Study,
     difference,
 )
@@ -46,17 +45,6 @@ class Table:
     """Heads of the columns to do without where there is little room, the least important first."""
 
 
-def shown(measure: Measure, value: float | None) -> str:
-    """Return a value of the measure as text."""
-    if value is None:
-        return NONE
-    if measure.unit == "ms":
-        return duration(value)
-    if measure.unit == "share":
-        return percent(value, 1)
-    return f"{value:.3f}" if measure.unit == "index" else digits(value)
-
-
 def comparison(study: Study, load: float) -> Table:
     """Return policies down, measures across; under each figure its difference to the first policy."""
     groups = study.at(load)
@@ -74,7 +62,7 @@ def comparison(study: Study, load: float) -> Table:
     for group in groups:
         cells = [
             Cell(
-                shown(m, group.mean(m)),
+                shown(group.mean(m), m.unit),
                 ""
                 if group is first or m.unit == "index"
                 else change(difference(m, first, group), "none seen"),

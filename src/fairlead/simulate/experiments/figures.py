@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.report.numbers import NONE, TIMES, change, digits, duration, percent
-from fairlead.report.statistics import Difference, paired
+from fairlead.report.numbers import NONE, TIMES, change, digits, percent, shown
+from fairlead.report.statistics import Difference, is_amount, paired
 from fairlead.report.tables import Cell, Table
 from fairlead.simulate.experiments.base import CellFigures, Planned
 
 DIGITS = 5
+_SATURATED = "* fell behind what arrived: times grow with the length of the run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,7 @@ def difference(
     before: Iterable[CellFigures], after: Iterable[CellFigures], measure: Measure
 ) -> Difference | None:
     """Return ``after`` against ``before`` on the same seeds."""
-    as_ratio = measure.unit not in ("share", "index")
-    return paired(values(before, measure), values(after, measure), as_ratio=as_ratio)
+    return paired(values(before, measure), values(after, measure), as_ratio=is_amount(measure.unit))
 
 
 def ratio(
@@ -138,17 +138,6 @@ def ratio(
     chosen = select(entries, **wanted)
     found = difference(select(chosen, contender=below), select(chosen, contender=above), measure)
     return found.ratio if found else None
-
-
-def shown(value: float | None, measure: Measure) -> str:
-    """Return a figure as text."""
-    if value is None:
-        return NONE
-    if measure.unit == "ms":
-        return duration(value)
-    if measure.unit == "share":
-        return percent(value, 1)
-    return f"{value:.3f}" if measure.unit == "index" else digits(value)
 
 
 def times(value: float | None) -> str:
@@ -191,10 +180,10 @@ def grid(
             group = select(mine, contender=label)
             detail = "" if label == against or not base else _change(base, group, measure)
             mark = "*" if group and all(e["state"] == "saturated" for e in group) else ""
-            cells.append(Cell(shown(mean(group, measure), measure) + mark, detail))
+            cells.append(Cell(shown(mean(group, measure), measure.unit) + mark, detail))
         table.rows.append(cells)
     if any("*" in cell.text for row in table.rows for cell in row[1:]):
-        table.notes.append("* fell behind what arrived: times grow with the length of the run")
+        table.notes.append(_SATURATED)
     return table
 
 
@@ -212,9 +201,9 @@ def across(
     for label in names(chosen, "contender"):
         group = select(chosen, contender=label)
         mark = "*" if all(e["state"] == "saturated" for e in group) else ""
-        table.rows.append([Cell(label + mark), *(Cell(shown(mean(group, m), m)) for m in measures)])
+        table.rows.append([Cell(label + mark), *(Cell(shown(mean(group, m), m.unit)) for m in measures)])
     if any(row[0].text.endswith("*") for row in table.rows):
-        table.notes.append("* fell behind what arrived: times grow with the length of the run")
+        table.notes.append(_SATURATED)
     return table
 
 
@@ -251,7 +240,7 @@ def swept(
     table = Table(caption, [head, *(m.name for m in measures)])
     for x in sorted(names(chosen, "x")):
         group = select(chosen, x=x)
-        table.rows.append([Cell(f"{x:,.10g}"), *(Cell(shown(mean(group, m), m)) for m in measures)])
+        table.rows.append([Cell(f"{x:,.10g}"), *(Cell(shown(mean(group, m), m.unit)) for m in measures)])
     return table
 
 
