@@ -183,12 +183,28 @@ def test_a_worker_that_dribbles_its_figures_holds_up_only_itself():
         slow = Talker({"/metrics": b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nvllm:"})
         good = MockWorker()
         async with serving(slow, good, health_timeout_secs=0.2) as served:
-            assert [worker.up for worker in served.gateway.workers] == [True, True]
-            good.running = 7
+            assert next(worker for worker in served.gateway.workers if worker.id == good.url).up
             fleet = served.gateway.dispatcher.fleet
-            await until(lambda: fleet.engine_running[fleet.slots[good.url]] == 7)
+            for running in (7, 8, 9):
+                good.running = running
+                await until(lambda: fleet.engine_running[fleet.slots[good.url]] == good.running)
+            await until(lambda: all(worker.up for worker in served.gateway.workers))
             for _ in range(2):
                 assert (await served.post(chat()))[0] == 200
+
+    run(main)
+
+
+def test_the_start_waits_for_no_worker_that_dribbles():
+    async def main():
+        page = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{"
+        pages = dict.fromkeys(("/metrics", "/get_server_info", "/props", "/v1/models"), page)
+        worker = Talker(pages)
+        async with serving(worker, health_timeout_secs=0.5) as served:
+            (known,) = served.gateway.workers
+            assert not known.up
+            assert (await served.get(b"/health"))[0] == 200
+            await until(lambda: known.up)
 
     run(main)
 

@@ -152,10 +152,13 @@ class Workers:
         return {model.id: model for worker in self for model in worker.models}
 
     async def start(self) -> None:
-        """Check every worker once, then keep looking."""
-        await asyncio.gather(*(self._look(worker, self._check) for worker in self))
-        for worker in self:
-            self._tasks.append(asyncio.create_task(self._watch(worker)))
+        """Begin to look. Return when each was checked once; not later for one that dribbles its answers."""
+        checked = [asyncio.Event() for _ in self]
+        for worker, event in zip(self, checked, strict=True):
+            self._tasks.append(asyncio.create_task(self._watch(worker, event)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.health_timeout_secs):
+                await asyncio.gather(*(event.wait() for event in checked))
 
     async def close(self) -> None:
         """Stop looking and close all connections."""
@@ -230,9 +233,11 @@ class Workers:
         log.warning("worker %s is out: %s", worker.id, reason)
         self._emit(ev.WorkerDown(self._now_us(), worker.id, reason, forget_cache))
 
-    async def _watch(self, worker: Worker) -> None:
+    async def _watch(self, worker: Worker, checked: asyncio.Event) -> None:
         config = self._config
         loop = asyncio.get_running_loop()
+        await self._look(worker, self._check)
+        checked.set()
         next_check = loop.time() + config.health_interval_secs
         while True:
             with contextlib.suppress(TimeoutError):
