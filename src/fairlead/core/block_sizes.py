@@ -34,11 +34,8 @@ class BlockSizes:
 
     @property
     def median(self) -> float:
-        """Tokens a block in the mean of the two middle voices, or of the middle one."""
+        """Tokens a block; of two middle voices the larger one, which sends an engine rather too little."""
         if self._changed:
             self._changed = False
-            ascending = sorted(self._sizes.values())
-            middle = len(ascending) // 2
-            upper = ascending[middle]
-            self._median = upper if len(ascending) % 2 else (ascending[middle - 1] + upper) / 2
+            self._median = sorted(self._sizes.values())[len(self._sizes) // 2]
         return self._median
