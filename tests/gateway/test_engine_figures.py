@@ -226,7 +226,7 @@ def test_usage_is_read_in_whatever_shape_it_comes():
 # --- whatever breaks inside, the client hears of it --------------------------------------------
 
 FAULTS = {
-    "in sending": "fairlead.gateway.flow.with_xargs",
+    "in sending": "fairlead.gateway.flow.for_engine",
     "in reading a head": "fairlead.gateway.flow._read_head",
     "in reading a stream": "fairlead.gateway.sse.Tap.feed",
     "at the end of a stream": "fairlead.gateway.sse.Tap.rest",

@@ -159,7 +159,10 @@ async def beside(first: bytes, path: bytes, others: int, **options) -> int:
     async with serving(held.worker, **options) as served:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(served.post(first, path))
-            await asyncio.sleep(0.1)
+            for _ in range(400):  # a large body is read by another process, which has to start first
+                if held.inside:
+                    break
+                await asyncio.sleep(0.02)
             assert held.inside == 1
             assert held.worker.asked[0].raw == first
             for number in range(others):

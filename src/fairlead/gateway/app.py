@@ -223,7 +223,7 @@ class Gateway:
             prompt.prompt_tokens,
             prompt.keys,
             prompt.block_tokens,
-            asked.limit,
+            most.limit,
             sender.session,
             now,
             streamed,

@@ -487,11 +487,12 @@ class Flow:
         """Return the figures of ``usage`` that can be true; the worker's others are counted and ignored."""
         most = self.most
         most_prompt = most.prompts * (worker.capacity.kv_tokens or _KV_TOKENS)
-        said = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
-        found, wrong = outside.usage(*said, most_prompt, self._most_output(worker))
+        prompt, cached, output = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+        found, wrong = outside.usage(prompt, cached, output, most_prompt, self._most_output(worker))
         if wrong:
             if found.prompt_tokens is None:
-                said = (said[0], None, said[2])  # cached of how many, nobody can tell
+                cached = None  # of how many, nobody can tell
+            said = (prompt, cached, output)
             for name, value, kept in zip(_FIGURES, said, found, strict=True):
                 if value is not None and kept is None:
                     worker.ignore(name, value if isinstance(value, int | float) else type(value).__name__)

@@ -60,6 +60,8 @@ class Most(msgspec.Struct, frozen=True, gc=False):
     """Answers to all of its prompts."""
     output: int | None = None
     """Output tokens of all its sequences; None if it sets no limit."""
+    limit: int | None = None
+    """Output tokens of each sequence, as ``Asked.limit`` has it."""
 
 
 Number = int | float | bool | None
@@ -97,11 +99,12 @@ class Asked(msgspec.Struct, kw_only=True):
         """The most that the request can take of an engine."""
         prompts = self._prompts()
         sequences = prompts * self._answers()
-        limit = self.limit
-        if limit is not None:
-            # Some engines know only the older name.
-            limit = max(limit, _limit(self.max_tokens) or 0) * sequences
-        return Most(prompts, sequences, limit)
+        limit = output = self.limit
+        if output is not None:
+            if self.max_completion_tokens is not None and self.max_tokens is not None:
+                output = max(output, _limit(self.max_tokens) or 0)  # some engines know only the older name
+            output *= sequences
+        return Most(prompts, sequences, output, limit)
 
     @property
     def reads_cache(self) -> bool:
@@ -179,12 +182,14 @@ class EmbeddingAsked(Asked, kw_only=True):
     def most(self) -> Most:
         """The most that the request can take of an engine: a sequence for each text."""
         texts = _texts_in(self.input)
-        return Most(texts, texts, 0)
+        return Most(texts, texts, 0, 0)
 
 
 def _limit(said: Number) -> int | None:
     """Return a limit of output tokens, clamped to what any KV pool holds; None for what is none."""
-    limit = whole(said, least=1, most=MOST_TOKENS)
+    if type(said) is int:  # the usual case
+        return min(said, MOST_TOKENS) if said > 0 else None
+    limit = whole(said, MOST_TOKENS, 1)
     if limit is None and type(said) is not bool and said is not None and said > MOST_TOKENS:
         return MOST_TOKENS
     return limit
