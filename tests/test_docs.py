@@ -98,6 +98,17 @@ def test_every_policy_has_its_section() -> None:
             assert f"`{name}`" in sections or re.search(rf"\b{name}\b", sections), name
 
 
+def test_every_row_of_the_threat_model_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/threat-model.md").read_text()
+    rows = text.split("| input | set by |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`([a-z_]+/test_\w+\.py)`", row)
+        assert named, row
+        for path in named:
+            assert (ROOT / "tests" / path).is_file(), path
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):

@@ -34,7 +34,8 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count ``value``."""
+        """Count ``value``. One below 0 counts as 0: a sum that falls is a restart to Prometheus."""
+        value = max(value, 0.0)
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
