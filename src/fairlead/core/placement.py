@@ -155,8 +155,9 @@ class Placement:
         if stealing.overtaken(worker.slot, item):
             found = stealing.find(worker, now)
             if found is not None:
-                self._steal(*found, worker, now)
-                return found[0]
+                stolen, matched = found
+                self._steal(stolen, matched, worker, now)
+                return stolen
         return item
 
     def _steal(self, tracked: TrackedRequest, matched: int, thief: Worker, now: int) -> None:

@@ -44,7 +44,7 @@ class Stealing:
         It must have credit, have capacity here, and have waited long enough; and this worker must not
         have failed it before. The number is the prompt tokens that are cached here.
         """
-        slot, workers, ordering, ready = thief.slot, self._workers, self._ordering, self._index.ready
+        slot, workers, ordering, index = thief.slot, self._workers, self._ordering, self._index
         others = [s for s, queued in enumerate(self._fleet.queued) if queued and s != slot]
         start = bisect_right(others, self._asked_last)
         rate = thief.prefilling.rate
@@ -59,8 +59,8 @@ class Stealing:
             if (best is not None and item.seq > best[0].seq) or slot in item.tried:
                 continue
             request = item.request
-            here = request.matched_tokens(ready(slot, item.keys))
-            there = request.matched_tokens(ready(other, item.keys))
+            here = request.matched_tokens(index.ready(slot, item.keys))
+            there = request.matched_tokens(index.ready(other, item.keys))
             if (now - request.arrived_us) * rate < there - here:
                 continue
             if thief.has_capacity(item.sequences, request.prompt_tokens - here + item.expected):
