@@ -14,6 +14,7 @@ from fairlead.gateway.app import Gateway
 from fairlead.gateway.readers import LARGE_BYTES
 from fairlead.gateway.wire import decode
 from tests.gateway.mocks import MockWorker, answer, chat, run, serving
+from tests.gateway.test_tokenizing import folder as tokenizer_folder  # noqa: F401 - a fixture
 from tests.http.test_backlog import until
 
 MIB = 2**20
@@ -113,6 +114,21 @@ def test_a_body_is_taken_in_alike_in_the_gateway_and_beside_it(monkeypatch, name
         here = await taken_in(monkeypatch, body, path, beside=False, **options)
         there = await taken_in(monkeypatch, body, path, beside=True, **options)
         assert there == here
+
+    run(main)
+
+
+@pytest.mark.parametrize("name", ["long text", "many messages", "tokens"])
+def test_with_a_tokenizer_too(monkeypatch, request, name):
+    fields = {"model": "tiny", **BODIES[name]}
+    body, path = json.dumps(fields).encode(), path_of(fields)
+
+    async def main():
+        options = {"tokenizer": str(request.getfixturevalue("tokenizer_folder"))}
+        here = await taken_in(monkeypatch, body, path, beside=False, **options)
+        there = await taken_in(monkeypatch, body, path, beside=True, **options)
+        assert there == here
+        assert len(there[0].keys) > 1000
 
     run(main)
 
