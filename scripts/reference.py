@@ -21,8 +21,6 @@ from fairlead.core.routing import POLICIES
 from fairlead.gateway.app import Gateway
 from fairlead.policies import markdown_table, shown
 from fairlead.simulate.capacity import cache_folder
-from fairlead.trace.generators import GENERATORS
-from fairlead.trace.generators.listing import markdown as generators
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "docs" / "configuration.md"
@@ -178,7 +176,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "public names": public_names,
     "metrics": metrics,
     "commands": commands,
-    "generators": lambda: generators(GENERATORS),
     "rules of ordering": lambda: rules("ordering"),
     "rules of routing": lambda: rules("routing"),
 }
