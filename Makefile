@@ -34,7 +34,8 @@ test: $(VENV)/.dev ## the fast test suite, in pure Python
 test-fast: $(VENV)/.dev ## compiled code gives what the sources give, and passes their tests
 	@$(BIN)/python scripts/compile.py --untrained
 	$(BIN)/python -m pytest --override-ini addopts="-q --strict-markers -rs" \
-	  tests/compiled tests/core tests/engine tests/simulate $(ARGS)
+	  tests/compiled tests/core tests/engine tests/simulate tests/testing tests/test_recorded_decisions.py \
+	  tests/test_external.py $(ARGS)
 
 test-engines: | $(BIN)/python ## the suite on two real vLLM servers, in .venv-engines (about 4 GB, minutes)
 	@$(PYTHON) scripts/setup_engines.py

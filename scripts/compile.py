@@ -45,8 +45,9 @@ HOT = (
     "trace/generators/*.py",
 )
 """What is compiled: patterns in the package. Packages' own ``__init__`` stay as they are."""
-COLD = {"core/commands.py", "core/events.py", "core/model.py", "core/settings.py"}
-"""What is not: plain data. Compiling gains nothing there, and loses annotations that decision logs need."""
+COLD = {"core/commands.py", "core/events.py", "core/model.py", "core/open_class.py", "core/settings.py"}
+"""What is not: plain data, and a mark for the compiler. Compiling gains nothing there, and loses annotations
+that decision logs need."""
 
 Say = Callable[[str], None]
 

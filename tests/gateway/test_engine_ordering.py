@@ -122,6 +122,6 @@ def test_an_engine_that_cannot_be_told_is_named(caplog):
         async with serving(worker := Unknown(), engine_ordering=True) as served:
             assert (await served.post(chat()))[0] == 200
             assert worker.asked[0].raw == chat()
-            assert f"{worker.url} (unknown) cannot be told whose a request is" in caplog.text
+            assert f"{worker.url} (unknown) cannot be told the client of a request" in caplog.text
 
     run(main)

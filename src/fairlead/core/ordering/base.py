@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 
 from fairlead.core.cached_tokens import cached_prompt_tokens
 from fairlead.core.model import BlockKey, ClientId, Costs, Request, RequestId
+from fairlead.core.open_class import mypyc_attr
 from fairlead.core.params import Param
 
 
@@ -166,6 +167,7 @@ ON_NO_FIT = Param(
 Q = TypeVar("Q", bound=Queue)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class OrderingBase(Generic[Q]):
     """Keeps a policy's queues by number; for policies without books every notice is ignored."""
 

@@ -9,6 +9,7 @@ from random import Random
 from typing import ClassVar, Protocol
 
 from fairlead.core.model import ClientId, Costs, Request, WorkerId
+from fairlead.core.open_class import mypyc_attr
 from fairlead.core.params import Param, resolve
 
 
@@ -190,6 +191,7 @@ class RoutingContext:
         self.costs = costs or Costs()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RoutingBase:
     """A base for policies: it checks parameters, and ignores all notices except for the turn in rotation.
 
