@@ -228,7 +228,7 @@ class Exposition:
                 "Sequences of requests that wait for it in the gateway.",
                 fleet.queued,
             ),
-            ("fairlead_worker_sequences", "Capacity: most sequences in its batch.", fleet.max_num_seqs),
+            ("fairlead_worker_max_num_seqs", "Capacity: most sequences in its batch.", fleet.max_num_seqs),
             ("fairlead_worker_kv_tokens", "Capacity: tokens of its KV pool.", fleet.kv_tokens),
             (
                 "fairlead_worker_kv_used_tokens",
