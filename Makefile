@@ -68,6 +68,8 @@ $(VENV)-docs/.done: requirements/docs.lock | $(BIN)/python
 docs: $(VENV)/.runtime $(VENV)-docs/.done ## write the generated pages, then build the documentation into site/
 	@FAIRLEAD_PURE=1 $(BIN)/python scripts/reference.py
 	@FAIRLEAD_PURE=1 $(BIN)/python scripts/draw_experiments.py
+	@rm -rf build/docs-sources && mkdir -p build/docs-sources
+	@tar -C src --exclude='*.so' --exclude=__pycache__ -cf - fairlead | tar -C build/docs-sources -xf -
 	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet --clean
 	@echo "site/index.html"
 
