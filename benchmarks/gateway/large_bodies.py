@@ -126,7 +126,7 @@ async def _engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
                 b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b"
                 % (kind, len(answer), answer)
             )
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
         writer.close()
 
 
