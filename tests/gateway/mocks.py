@@ -193,6 +193,21 @@ def raw(*parts: bytes, close: bool = False, then: float = 0.0) -> Behaviour:
     return behave
 
 
+def closes_kept_connections() -> Behaviour:
+    """Answer the first request of each connection, and close it as the next one arrives."""
+    seen: list[int] = []
+
+    async def behave(ask: Ask, writer: asyncio.StreamWriter) -> None:
+        number = writer.get_extra_info("peername")[1]
+        if number in seen:
+            writer.close()
+            return
+        seen.append(number)
+        await answer()(ask, writer)
+
+    return behave
+
+
 def chat(model: str = "tiny", content: str = "hello", **fields: Any) -> bytes:
     return json.dumps({"model": model, "messages": [{"role": "user", "content": content}], **fields}).encode()
 

@@ -17,6 +17,7 @@ from tests.gateway.mocks import (
     answer,
     chat,
     chunk,
+    closes_kept_connections,
     plain,
     raw,
     run,
@@ -307,18 +308,9 @@ def test_a_worker_too_slow_for_its_first_byte_is_left():
 
 def test_stale_connections_are_retried_without_a_trace():
     """The worker closes its kept connections as the next request arrives."""
-    seen: list[int] = []
-
-    async def close_second(ask: Ask, writer: asyncio.StreamWriter) -> None:
-        number = writer.get_extra_info("peername")[1]
-        if number in seen:
-            writer.close()
-            return
-        seen.append(number)
-        await answer()(ask, writer)
 
     async def main():
-        worker = MockWorker(close_second)
+        worker = MockWorker(closes_kept_connections())
         async with serving(worker, health_interval_secs=60, load_interval_secs=60) as served:
             for _ in range(3):
                 assert (await served.post(chat()))[0] == 200

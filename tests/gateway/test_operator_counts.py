@@ -14,6 +14,7 @@ from tests.gateway.mocks import (
     answer,
     chat,
     chunk,
+    closes_kept_connections,
     event,
     raw,
     run,
@@ -216,18 +217,8 @@ def test_requests_that_another_worker_served_are_retries_and_failures_of_the_fir
 
 
 def test_requests_sent_again_on_a_new_connection_are_stale_retries_alone():
-    seen: list[int] = []
-
-    async def close_second(ask: Ask, writer: asyncio.StreamWriter) -> None:
-        number = writer.get_extra_info("peername")[1]
-        if number in seen:
-            writer.close()
-            return
-        seen.append(number)
-        await answer()(ask, writer)
-
     async def main():
-        worker = MockWorker(close_second)
+        worker = MockWorker(closes_kept_connections())
         async with serving(worker, health_interval_secs=60, load_interval_secs=60) as served:
             for _ in range(3):
                 assert (await served.post(chat()))[0] == 200

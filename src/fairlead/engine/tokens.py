@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 BYTES_PER_TOKEN = 4
-MAX_TOKEN = 2**32 - 1
 
 END = 0xFFFFFFF8
 """Ends a message, and an answer that stops by itself."""

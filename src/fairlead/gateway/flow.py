@@ -32,7 +32,6 @@ _KEPT_BYTES = 8 * 2**20
 """Of an answer that is not a stream as much is kept to read its usage; of an error as much to pass on."""
 _WAITING_BYTES = 64 * 2**10
 """As much of a refusal is kept while its request waits again."""
-_STATUS_OF = {"queue_full": 429}
 _NO_ROOM = {429, 503}
 """Statuses with which an engine says that it has no room now. That is no fault."""
 _KV_TOKENS = 2**24
@@ -238,9 +237,9 @@ class Flow:
         if self.refused is not None and command.code == "queue_timeout":
             self._pass_refusal(self.refused, command.retry_after_s)
             return
-        status = _STATUS_OF.get(command.code, 503)
-        retry = None if status == 400 else command.retry_after_s
-        self.exchange.reply(error_response(status, command.message, command.code, retry_after_s=retry))
+        status = 429 if command.code == "queue_full" else 503
+        answer = error_response(status, command.message, command.code, retry_after_s=command.retry_after_s)
+        self.exchange.reply(answer)
 
     @_guarded
     def fail(self, command: Fail) -> None:

@@ -21,7 +21,6 @@ from fairlead.report.study import (
 )
 
 MOST_CLIENTS = 30
-UNSEEN = "none seen"
 SPARE = (JAIN, MEAN_TPOT, HIT_RATE, ATTAINMENT, GAP, P99_TTFT, THROUGHPUT)
 """Measures that a narrow comparison does without, the least important first."""
 
