@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--order", default="live", help="name of the endpoint's ordering policy, for the report" + shown)
     add("--engine", default="", help="name of the engine, for the report (default: the model)")
     add("--json", type=Path, metavar="FILE", help="write the result, for `fairlead report`")
-    add_workload_arguments(parser)
+    add_workload_arguments(parser, loops=False)
 
 
 def run(args: argparse.Namespace) -> int:

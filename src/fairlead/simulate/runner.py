@@ -28,7 +28,7 @@ def prepare(
     keep: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Trace, Capacity | None]:
-    """Open a workload, space its arrivals for ``load`` (0: as they are), and add its attacker.
+    """Open a workload, space its arrivals for ``load`` (0: as they are), and add its attacker and loops.
 
     The load is the share of the measured maximum that the workload without its attacker makes up.
     """
@@ -38,7 +38,7 @@ def prepare(
         longest = LONGEST if Path(workload.source).exists() else LONGEST_GENERATED
         capacity = measure(trace, settings, longest=longest, keep=keep, progress=progress)
         trace = at_load(trace, capacity, load)
-    return workload.attacked(trace), capacity
+    return workload.looped(workload.attacked(trace)), capacity
 
 
 def simulate(
@@ -74,6 +74,12 @@ def simulate(
         run.labels = [
             *run.labels,
             f"{world.clients.abandoned} turns never came: the one before them had no answer",
+        ]
+    passes = world.clients.loops.passes
+    if passes > 1:
+        run.labels = [
+            *run.labels,
+            f"closed loops took the workload's requests up to {passes:,} times, with other keys each time",
         ]
     requests = run.requests
     sizes = Sizes(

@@ -48,6 +48,10 @@ class Settings:
     max_queued: int = 1_000_000_000
     hop_us: int = 500
     """From the dispatcher to an engine, and back. At least 1."""
+    round_trip_us: int = 1_000
+    """From the end of a closed loop's session to its client's next request, think time apart. The slot that
+    fell free is given to whoever waits meanwhile: with 0 only what comes in the same microsecond is before
+    it."""
     exact_cache: bool = False
     """Whether the dispatcher follows each engine's cache by events, instead of approximating it."""
     stale_us: int = 0
@@ -80,6 +84,8 @@ class Settings:
             raise ValueError(f"workers: at least 1, not {self.workers}")
         if self.hop_us < 1 or self.interval_us < 1:
             raise ValueError("hop_us and interval_us are at least 1")
+        if self.round_trip_us < 0:
+            raise ValueError(f"round_trip_us cannot be negative: {self.round_trip_us}")
         if not 0 <= self.cancel_share <= 1:
             raise ValueError(f"cancel_share is a share from 0 to 1, not {self.cancel_share:g}")
         for fault in self.faults:

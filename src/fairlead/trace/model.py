@@ -5,7 +5,8 @@ iterator, so that a workload of a million requests is never in memory at once.
 
 An open-loop request is a session of one turn. In a conversation turn n is released by the end of turn
 n - 1 plus the user's think time, so a slower system sees its next request later (closed loop). In a
-tree search several turns are released by the same answer.
+tree search several turns are released by the same answer. ``Trace.loops`` names clients that start whole
+sessions so: a number of them is always open.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +47,15 @@ class Session(NamedTuple):
     """How the source calls it; also what session affinity sees. May be empty."""
 
 
+class Loop(NamedTuple):
+    """A client that keeps sessions open, instead of sending when the trace says: a closed loop."""
+
+    open: int
+    """Sessions under way at any time but for think times. At least 1."""
+    think_us: int = 0
+    """Mean of the exponential think time between the end of a session and the start of the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Repair:
     """One kind of fault that a reader mended or left out, by a stated rule."""
@@ -74,6 +84,9 @@ class Trace:
     """Every client that occurs and its weight (1 unless stated)."""
     misbehaving: frozenset[ClientId] = frozenset()
     """Clients that a workload makes send too much on purpose."""
+    loops: Mapping[ClientId, Loop] = field(default_factory=dict)
+    """Clients whose sessions start when one of theirs ends, in their order, whatever ``at`` says. The others
+    keep their times."""
     labels: Sequence[str] = ()
     """What a reader of results must know, such as "clients assigned by prefix chain (synthetic)"."""
     repairs: Sequence[Repair] = ()

@@ -11,15 +11,20 @@ from fairlead.core.params import nearest
 from fairlead.core.registry import parse_spec
 from fairlead.trace.clients import RULES, assign_clients
 from fairlead.trace.generators import GENERATORS, generate
-from fairlead.trace.generators.attack import Kind, with_attacker
-from fairlead.trace.model import Trace, TraceError
+from fairlead.trace.generators.attack import ATTACKER, Kind, with_attacker
+from fairlead.trace.loops import EVERYONE, loops_of, parse_loops, with_loops
+from fairlead.trace.model import Loop, Trace, TraceError
 from fairlead.trace.reading import READERS, read_trace
 from fairlead.trace.transform import limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is to be served. ``open`` makes the trace; ``attacked`` adds the misbehaving client, if any."""
+    """What is to be served.
+
+    ``open`` makes the trace, ``attacked`` adds the misbehaving client, if any, and ``looped`` the closed
+    loops, in this order: the maximum load is measured and arrivals are spaced before the other two.
+    """
 
     source: str
     """A file or folder, or a generator's spec such as ``judge:dimensions=3``."""
@@ -41,6 +46,8 @@ class Workload:
     attack: str = ""
     """``kind`` or ``kind:share``: a client that adds so much of the others' demand."""
     attack_at_s: float = 0.0
+    concurrency: Mapping[ClientId, Loop] = field(default_factory=dict)
+    """Clients that are closed loops; ``*`` stands for all that are not named."""
 
     def open(self) -> Trace:
         """Return the workload without its attacker. Raises ``TraceError`` or ``PolicyError``."""
@@ -59,6 +66,7 @@ class Workload:
                 clients={**trace.clients, **self.weights},
                 identity=f"{trace.identity}/weights/{told}",
             )
+        loops_of(self.concurrency, [*trace.clients, *([ATTACKER] if self.attack else [])])  # refuses early
         return trace
 
     def _opened(self) -> Trace:
@@ -107,6 +115,17 @@ class Workload:
         kind, share = parse_attack(self.attack)
         return with_attacker(trace, kind, share, at=int(self.attack_at_s * 1e6), seed=self.seed)
 
+    def looped(self, trace: Trace) -> Trace:
+        """Return ``trace`` with the closed loops, if the workload has any."""
+        return with_loops(trace, self.concurrency)
+
+    def only_loops(self) -> bool:
+        """Whether no client sends when the trace says, so that there is no load. Raises as ``open`` does."""
+        if not self.concurrency:
+            return False
+        clients = [*self.open().clients, *([ATTACKER] if self.attack else [])]
+        return len(loops_of(self.concurrency, clients)) == len(clients)
+
 
 def parse_attack(told: str) -> tuple[Kind, float]:
     """Split ``kind:share``; the share is 0.8 where none is given. Raises ``TraceError``."""
@@ -123,8 +142,8 @@ def parse_attack(told: str) -> tuple[Kind, float]:
     raise TraceError(f"attack '{told}': write kind or kind:share, kind one of {', '.join(kinds)}")
 
 
-def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags that make a ``Workload``."""
+def add_workload_arguments(parser: argparse.ArgumentParser, *, loops: bool = True) -> None:
+    """Declare the flags that make a ``Workload``; without ``loops``, no closed loops by option."""
     parser.add_argument(
         "workload",
         metavar="WORKLOAD",
@@ -154,6 +173,15 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--attack-at", type=float, default=0.0, metavar="S", help="second at which the attack begins"
     )
+    if loops:
+        group.add_argument(
+            "--concurrency",
+            action="append",
+            default=[],
+            metavar="CLIENT=N[@S],...",
+            help="this client is a closed loop: it keeps N requests (or sessions) open and sends the next"
+            f" when one ends, after a mean think time of S seconds; {EVERYONE} stands for all other clients",
+        )
 
 
 def workload_from(args: argparse.Namespace, seed: int) -> Workload:
@@ -183,6 +211,7 @@ def workload_from(args: argparse.Namespace, seed: int) -> Workload:
         max_total_tokens=args.max_total_tokens,
         attack=args.attack,
         attack_at_s=args.attack_at,
+        concurrency=parse_loops(getattr(args, "concurrency", ())),
     )
 
 

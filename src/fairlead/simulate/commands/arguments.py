@@ -1,6 +1,7 @@
 """Command-line flags of the simulated fleet, shared by the commands that simulate."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from fairlead.core.ordering import ORDERINGS
@@ -8,6 +9,7 @@ from fairlead.core.registry import Registry, parse_spec
 from fairlead.core.routing import POLICIES
 from fairlead.engine.profiles import PROFILES
 from fairlead.simulate.settings import ENGINE, GATEWAY, Fault, Settings
+from fairlead.trace.workload import Workload
 
 GENERATOR_LOAD = 0.7
 """What a generator's arrivals are scaled to if nothing is said: its own rate knows nothing of the fleet."""
@@ -43,6 +45,13 @@ def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=default.hop_us / 1e3,
         help="milliseconds from gateway to engine, and back" + shown,
+    )
+    add(
+        "--round-trip-ms",
+        type=float,
+        default=default.round_trip_us / 1e3,
+        help="milliseconds from an answer to the next request of a client of --concurrency, without its"
+        " think time" + shown,
     )
     add("--exact-cache", action="store_true", help="the gateway follows the engines' KV-cache events")
     add("--sync-scheduling", action="store_true", help="engines schedule a step when the last one has ended")
@@ -102,6 +111,7 @@ def settings_from(args: argparse.Namespace, **more: Any) -> Settings:
         max_model_len=_at_least_0(args, "max_model_len"),
         topology=args.topology,
         hop_us=max(1, round(_at_least_0(args, "hop_ms") * 1e3)),
+        round_trip_us=round(_at_least_0(args, "round_trip_ms") * 1e3),
         exact_cache=args.exact_cache,
         async_scheduling=not args.sync_scheduling,
         stale_us=_us(args, "stale"),
@@ -121,6 +131,23 @@ def settings_from(args: argparse.Namespace, **more: Any) -> Settings:
     for spec, registry in kinds:
         registry.resolve(*parse_spec(spec))
     return settings
+
+
+def default_load(workload: Workload) -> float:
+    """Return the load where none is asked for: of a recording and of closed loops alone, none.
+
+    Raises ``TraceError`` for a workload that cannot be.
+    """
+    return 0.0 if Path(workload.source).exists() or workload.only_loops() else GENERATOR_LOAD
+
+
+def check_has_load(flag: str, load: float, workload: Workload) -> None:
+    """Raise ValueError for a load of a workload in which no client sends when the trace says."""
+    if load and workload.only_loops():
+        raise ValueError(
+            f"{flag} spaces arrivals, and with --concurrency for every client none is left that keeps its"
+            " times: leave one of the two out"
+        )
 
 
 def parse_fault(told: str) -> Fault:

@@ -16,7 +16,13 @@ from fairlead.report.markdown import document
 from fairlead.report.metrics import check_slos
 from fairlead.report.results import save
 from fairlead.report.terminal import show_comparison, show_run
-from fairlead.simulate.commands.arguments import GENERATOR_LOAD, add_fleet_arguments, settings_from
+from fairlead.simulate.commands.arguments import (
+    GENERATOR_LOAD,
+    add_fleet_arguments,
+    check_has_load,
+    default_load,
+    settings_from,
+)
 from fairlead.simulate.commands.compare_arguments import (
     DEFAULT_PAIRS,
     GAPS,
@@ -128,11 +134,14 @@ def run(args: argparse.Namespace) -> int:
 def cells_from(args: argparse.Namespace) -> list[Cell]:
     """Return the cells that the flags ask for, seed by seed within loads. Raises ValueError."""
     pairs = pairs_from(args.pairs, args.policies, args.orders, args.baseline)
-    default = 0.0 if Path(args.workload).exists() else GENERATOR_LOAD
     seeds = seeds_from(args.seeds)
+    workload = workload_from(args, seeds[0])
+    loads = loads_from(args.loads, default_load(workload))
+    for load in loads:
+        check_has_load("--loads", load, workload)
     samples = samples_from(args.sample or "", args.workload, seeds)
     found = []
-    for load in loads_from(args.loads, default):
+    for load in loads:
         for pair in pairs:
             for seed, sample in zip(seeds, samples, strict=True):
                 settings = settings_from(args, policy=pair.policy, order=pair.order, seed=seed)

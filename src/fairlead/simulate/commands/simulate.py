@@ -16,11 +16,17 @@ from fairlead.native import compiled
 from fairlead.report.metrics import summarise
 from fairlead.report.results import save
 from fairlead.report.terminal import show_run
-from fairlead.simulate.commands.arguments import GENERATOR_LOAD, add_fleet_arguments, settings_from
+from fairlead.simulate.commands.arguments import (
+    GENERATOR_LOAD,
+    add_fleet_arguments,
+    check_has_load,
+    default_load,
+    settings_from,
+)
 from fairlead.simulate.runner import prepare, simulate
 from fairlead.simulate.settings import Settings
 from fairlead.trace.model import Trace, TraceError
-from fairlead.trace.workload import add_workload_arguments, workload_from
+from fairlead.trace.workload import Workload, add_workload_arguments, workload_from
 
 LONG = 20_000
 """From this many requests on, the command says that there is a faster, compiled form."""
@@ -66,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         settings = settings_from(args, policy=args.policy, order=args.order, seed=args.seed)
         workload = workload_from(args, args.seed)
-        load = _load(args.load, workload.source)
+        load = _load(args.load, workload)
         with _status(errors, load) as say:
             trace, capacity = prepare(workload, settings, load, keep=not args.no_cache, progress=say)
         for repair in trace.repairs:
@@ -89,11 +95,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(given: float | None, source: str) -> float:
+def _load(given: float | None, workload: Workload) -> float:
     if given is None:
-        return 0.0 if Path(source).exists() else GENERATOR_LOAD
+        return default_load(workload)
     if not 0 <= given <= 100:
         raise ValueError(f"--load is a share of the maximum, such as 0.7, not {given:g}")
+    check_has_load("--load", given, workload)
     return given
 
 

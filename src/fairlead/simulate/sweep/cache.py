@@ -28,7 +28,7 @@ from fairlead.trace.workload import Workload
 
 _NOT_OF_THE_FLEET = (
     "policy", "order", "seed", "faults", "topology", "queue_timeout_us", "cancel_share", "client_timeout_us",
-    "interval_us", "until_us", "max_queued", "stale_us", "exact_cache",
+    "interval_us", "until_us", "max_queued", "stale_us", "exact_cache", "round_trip_us",
 )  # fmt: skip
 """Settings that do not change the maximum load. If one is missing here, the maximum is measured once more."""
 

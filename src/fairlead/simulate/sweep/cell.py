@@ -50,12 +50,14 @@ class Cell:
 
 
 def reference_of(workload: Workload) -> Workload:
-    """Return the workload whose maximum counts for this one: seed 1, no attacker, no say who is whose.
+    """Return the workload whose maximum counts for this one: seed 1, no attacker, loops or say who is whose.
 
     The maximum is measured with policies that do not look at clients. One maximum for all seeds makes a
     load the same requests a second in each of them.
     """
-    plain = replace(workload, seed=REFERENCE_SEED, assign="", weights={}, attack="", attack_at_s=0.0)
+    plain = replace(
+        workload, seed=REFERENCE_SEED, assign="", weights={}, attack="", attack_at_s=0.0, concurrency={}
+    )
     return replace(plain, clients=0) if Path(workload.source).exists() else plain
 
 
@@ -94,7 +96,7 @@ def run_cell(task: Task) -> dict[str, Any]:
         if cell.sample.gaps and not trace.duration_us:  # it has no times of its own: other ones every seed
             trace = gamma_arrivals(trace, 1.0, seed=cell.workload.seed)
         trace = at_load(trace, task.capacity, cell.load)
-    trace = cell.workload.attacked(trace)
+    trace = cell.workload.looped(cell.workload.attacked(trace))
     # Without an attacker the load moves arrivals and not their order, and with it no hit.
     same = (_source(cell), (cell.load, task.capacity) if cell.workload.attack else None)
     reached = _REACHES.get(same, lambda: reach(trace, REACH_LIMIT))

@@ -3,10 +3,11 @@
 from random import Random
 from typing import Final
 
-from fairlead.core.model import Request
+from fairlead.core.model import ClientId, Request
 from fairlead.report.run import DONE
 from fairlead.simulate.settings import Settings
 from fairlead.simulate.world.heap import HANG_UP, TURN, Heap
+from fairlead.simulate.world.loops import ClosedLoops
 from fairlead.simulate.world.meter import Meter
 from fairlead.simulate.world.recorder import Rows
 from fairlead.simulate.world.service_gap import ServiceGapTracker
@@ -16,12 +17,16 @@ _FORGET_US: Final = 10_000_000  # a client that hangs up early does it within th
 
 
 class ActiveSession:
-    """A session of several turns under way."""
+    """A session under way: of several turns, or of a closed loop."""
 
-    __slots__ = ("followers", "session")
+    __slots__ = ("coming", "followers", "looped", "session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, looped: bool = False) -> None:
         self.session = session
+        self.looped = looped
+        """Whether its end lets its client start another one."""
+        self.coming = len(session.turns)
+        """Turns that have not ended, and may still."""
         self.followers: dict[int, list[int]] = {}
         """The turns that the answer of each releases; -1: those that the start releases."""
         for i, turn in enumerate(session.turns):
@@ -79,6 +84,7 @@ class Clients:
         """If it is a list, (session start, time from there to the end) of each request is appended to it."""
         self.coming_turns = 0
         """Turns that will come: released, with their delay still running."""
+        self.loops = ClosedLoops(trace, settings, heap)
         self.abandoned = 0
         """Turns that never came, since one that they followed had no answer."""
         self.last_end = 0
@@ -91,6 +97,10 @@ class Clients:
     def begin(self, session: Session) -> None:
         """Let a session of several turns begin."""
         self._release(session.at, ActiveSession(session), -1)
+
+    def begin_next(self, now: int, client: ClientId) -> None:
+        """Let a client that is a closed loop begin its next session."""
+        self._release(now, ActiveSession(self.loops.take(now, client), looped=True), -1)
 
     def _release(self, now: int, session: ActiveSession, after: int) -> None:
         """Let the turns come that waited for this one's answer."""
@@ -156,10 +166,15 @@ class Clients:
             self.ends.append((start, now - start))
         if session is None:
             return
+        session.coming -= 1
         if outcome == DONE:
             self._release(now, session, active.index)
         else:
-            self.abandoned += session.descendants(active.index)
+            never = session.descendants(active.index)
+            self.abandoned += never
+            session.coming -= never
+        if session.looped and not session.coming:
+            self.loops.ended(now, session.session.client, answered=outcome == DONE)
 
     def output_of(self, row: int) -> int:
         """Return how many output tokens a request has in the end."""

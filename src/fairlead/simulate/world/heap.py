@@ -32,6 +32,8 @@ NOTICED: Final = 12
 """The dispatcher notices that a worker died: its slot."""
 RETURNS: Final = 13
 """A worker returns with an empty cache: its slot."""
+LOOP: Final = 14
+"""A client that is a closed loop starts its next session: the client."""
 
 
 class Heap:

@@ -2,7 +2,7 @@
 
 The way of a request: a session's turn arrives -> ``Arrived`` -> ``Dispatch`` -> a hop later the engine has
 it -> the engine's steps end -> a hop later the client and the dispatcher hear of tokens and ends ->
-the answer releases the session's next turns.
+the answer releases the session's next turns, or a closed loop's next session.
 
 True output lengths are given to the engines and nobody else. One heap of events; those of the same
 microsecond come in a fixed order: everything else before the ends of engine steps.
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from fairlead.core import events as ev
 from fairlead.core.commands import Cancel, Command, Dispatch, Fail, Reject
+from fairlead.core.model import ClientId
 from fairlead.engine.model import TooLongError
 from fairlead.engine.step import StepResult
 from fairlead.report.run import CANCELLED, FAILED, REJECTED, Fairness, Run
@@ -27,6 +28,7 @@ from fairlead.simulate.world.heap import (
     DIES,
     DISPATCHER_NEWS,
     HANG_UP,
+    LOOP,
     NOTICED,
     PROGRESS,
     RETURNS,
@@ -40,6 +42,7 @@ from fairlead.simulate.world.heap import (
 from fairlead.simulate.world.meter import Meter
 from fairlead.simulate.world.recorder import new_series
 from fairlead.simulate.world.workers import Workers
+from fairlead.trace.loops import without_loops
 from fairlead.trace.model import Session, Trace
 
 _TICK_US: Final = 500_000
@@ -65,6 +68,7 @@ class World:
         self._handlers: dict[int, Callable[[int, Any], None]] = {
             DISPATCHER_NEWS: self._dispatcher_news,
             TURN: self._turn,
+            LOOP: self._loop_goes_on,
             CACHE_NEWS: self._cache_news,
             CANCEL: self._cancel,
             HANG_UP: self._hang_up,
@@ -97,11 +101,12 @@ class World:
 
     def _loop(self, progress: Callable[[int, int], None] | None) -> None:
         entries, clients = self.heap.entries, self.clients
-        sessions = self.trace.sessions()
+        sessions = without_loops(self.trace)
         until = (self.settings.until_us or NEVER_US) << 1
         coming = next(sessions, None)
         coming_key = NEVER_US if coming is None else coming.at << 1
         self._more = coming is not None
+        clients.loops.begin(self._more)
         rounds = 0
         while True:
             if entries and entries[0][0] < coming_key:
@@ -138,7 +143,8 @@ class World:
         That is when no event is left but the next tick and sample: all workers are gone. Ticks end waiting
         only where it has a limit.
         """
-        if not (self._more or self.clients.active or self.clients.coming_turns):
+        clients = self.clients
+        if not (self._more or clients.active or clients.coming_turns or clients.loops.thinking):
             return True
         return not self._more and len(self.heap.entries) < 2 and not self.settings.queue_timeout_us
 
@@ -150,6 +156,10 @@ class World:
             self._arrive(session.at, session, None, 0)
         else:
             self.clients.begin(session)
+
+    def _loop_goes_on(self, now: int, client: ClientId) -> None:
+        if self.clients.loops.goes_on(client, self._more):
+            self.clients.begin_next(now, client)
 
     def _turn(self, now: int, what: tuple[ActiveSession, int]) -> None:
         active, index = what

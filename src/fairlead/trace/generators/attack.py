@@ -23,6 +23,9 @@ from fairlead.trace.model import Session, Trace, TraceError, Turn
 Kind = Literal["more", "longer", "complex"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+ATTACKER: ClientId = "attacker"
+"""What the client is called, unless the caller says otherwise."""
+
 _COSTS = Costs()
 _FRONTS = 1_024
 """Prefixes that are kept, so that a popular one is not made for each of its requests."""
@@ -40,7 +43,7 @@ def with_attacker(
     at: int = 0,
     factor: float = 4.0,
     seed: int = 1,
-    name: ClientId = "attacker",
+    name: ClientId = ATTACKER,
 ) -> Trace:
     """Return ``trace`` with one client more, whose demand is ``share`` of all others' from ``at`` on.
 
