@@ -292,6 +292,7 @@ class Dispatcher:
         if more or change or prompt_change:
             self.ordering.settled(slot, tracked.client, prompt_change, change, more)
             self.routing.settled(tracked.client, slot, prompt_change, change, more)
+        self.ordering.ended(slot, tracked, extend, tracked.decoded)
         fleet = self.fleet
         self.outputs.learn(tracked.client, tracked.decoded / tracked.sequences)
         tracked.account.requests += 1
@@ -373,6 +374,7 @@ class Dispatcher:
     def _end_running(self, tracked: TrackedRequest, what: str) -> None:
         """End a request on its worker, with its reservation taken as the work that was done."""
         self.ledger.settle(tracked.account, tracked.extend, tracked.extend)
+        self.ordering.ended(tracked.slot, tracked, tracked.extend, tracked.decoded)
         self.workers[tracked.slot].release(tracked, computed=tracked.state is State.DECODING)
         self._end(tracked, what)
 

@@ -203,6 +203,7 @@ class Engine:
         undone = seq.paid - seq.computed
         if undone > 0:
             self.ordering.corrected(0, seq.client, 0, -undone)
+        self.ordering.ended(0, seq.item, seq.extend - max(0, undone), seq.output)
         return True
 
     def reset_cache(self) -> list[BlockKey]:
@@ -469,6 +470,7 @@ class Engine:
             self.ordering.admitted(0, seq.item, seq.goal - cached)
             self._queries += seq.goal
             self._hits += cached
+        seq.extend += seq.goal - cached
         seq.computed = cached
         seq.state = PREFILL
         self._admissions += 1
@@ -536,6 +538,7 @@ class Engine:
     def _finish(self, seq: EngineSequence, step: StepResult) -> None:
         del self._sequences[seq.rid]
         step.finished = with_item(step.finished, seq.rid)
+        self.ordering.ended(0, seq.item, seq.extend, seq.output)
         self._stop(seq)
         # The next step was scheduled before; it misses place and blocks only if it has a use for them.
         if self._ahead and (self._preempted or len(self._queue) or self.pool.available < len(self._batch)):

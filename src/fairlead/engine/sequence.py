@@ -27,6 +27,7 @@ class EngineSequence:
         "chain",
         "computed",
         "due",
+        "extend",
         "goal",
         "held",
         "item",
@@ -60,6 +61,8 @@ class EngineSequence:
         """Output tokens so far; while it decodes, as of step ``since``."""
         self.paid = 0
         """Tokens in KV that its client was charged for as prompt work."""
+        self.extend = 0
+        """Prompt tokens that it was admitted to compute, each time."""
         self.blocks = 0
         """While it decodes, as of step ``since``."""
         self.published = 0

@@ -135,6 +135,9 @@ class Ordering(Protocol):
     ) -> None:
         """A request ended: ``corrected`` and ``decoded`` in one."""
 
+    def ended(self, number: int, item: QueuedRequest, extend_tokens: int, output_tokens: int) -> None:
+        """``item``, which ran, ended after so much work in all; everything of it was charged before."""
+
     def credited(self) -> bool:
         """Whether any client that waits has credit; for an ordering that ``steals``."""
 
@@ -220,6 +223,9 @@ class OrderingBase(Generic[Q]):
         """Correct, and count the output."""
         self.corrected(number, client, prompt_tokens, extend_tokens)
         self.decoded(number, client, output_tokens)
+
+    def ended(self, number: int, item: QueuedRequest, extend_tokens: int, output_tokens: int) -> None:
+        """Ignore."""
 
     def credited(self) -> bool:
         """Return False: nothing is kept."""

@@ -47,6 +47,7 @@ class Metered:
         self.passes: Callable[[int, ClientId], bool] = ordering.passes
         self.set_weight: Callable[[ClientId, float], None] = ordering.set_weight
         self.credit: Callable[[int, ClientId], float] = ordering.credit
+        self.ended: Callable[[int, QueuedRequest, int, int], None] = ordering.ended
         self.tick: Callable[[int], None] = ordering.tick
         self.check: Callable[[], None] = ordering.check
         self._free = ordering.name in {"fcfs", "lpm"}
