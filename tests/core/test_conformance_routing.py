@@ -29,6 +29,7 @@ VARIANTS = [(name, {}) for name in POLICIES.names()] + [
     ("fair_lmetric", {"quantum": 50}),
     ("preble", {"rebalance_after": 0, "window_s": 2}),
     ("lmetric", {"window_s": 1}),
+    ("dualmap", {"slo_ms": 20, "prefix_blocks": 1, "window_s": 1}),
 ]
 every_policy = pytest.mark.parametrize(
     ("name", "given_params"), VARIANTS, ids=[f"{n}-{p}" if p else n for n, p in VARIANTS]
@@ -278,7 +279,8 @@ def test_books_stay_small(name, given_params):
         for _ in range(10):
             world.policy.tick(world.now + hour * 3_600_000_000)
     world.policy.check()
-    ring = 6 * 128 * len(world.fleet.ids) if name == "session_affinity" else 0
+    rings = {"session_affinity": 1, "dualmap": 2}.get(name, 0)
+    ring = 6 * 128 * len(world.fleet.ids) * rings
     assert _things(vars(world.policy)) < 200 + ring
 
 

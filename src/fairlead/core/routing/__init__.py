@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 from fairlead.core.registry import Registry
+from fairlead.core.routing.balance_route import BalanceRoute
 from fairlead.core.routing.base import RoutingBase, RoutingContext
 from fairlead.core.routing.cache_aware import CacheAware
 from fairlead.core.routing.d2lpm import D2lpm
+from fairlead.core.routing.dualmap import DualMap
 from fairlead.core.routing.fair_lmetric import FairLMetric
 from fairlead.core.routing.least_requests import LeastRequests
 from fairlead.core.routing.linear import Linear
@@ -31,6 +33,8 @@ POLICIES: Registry[RoutingBase] = Registry(
         Linear,
         Preble,
         LMetric,
+        DualMap,
+        BalanceRoute,
         D2lpm,
         FairLMetric,
         Marginal,
