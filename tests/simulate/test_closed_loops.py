@@ -143,7 +143,7 @@ def test_a_session_holds_its_place_until_its_last_answer() -> None:
 
 
 def test_a_session_whose_turn_fails_gives_its_place_to_the_next() -> None:
-    """A prompt that no engine can hold fails, and its followers never come; the loop goes on a second later."""
+    """A prompt that no engine can hold fails, and its followers never come; the loop goes on later."""
     sessions = [Session(0, "a", [turn(1, 400, 4), turn(1, 401, 4, after=0)]), *singles("a", 3)]
     world = World(trace_of(sessions, {"a": Loop(1)}), Settings(kv_tokens=64 * BLOCK, **TINY))
     requests = world.run().requests

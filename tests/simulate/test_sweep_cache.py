@@ -23,6 +23,7 @@ from fairlead.simulate.sweep.cell import Maximum
 from fairlead.simulate.sweep.run import Cell, Sample
 from fairlead.trace.generators import GENERATORS, generate
 from fairlead.trace.reading import READERS
+from fairlead.trace.model import Loop
 from fairlead.trace.workload import Workload
 from tests.simulate.sweeping import mooncake, small
 
@@ -43,6 +44,7 @@ OTHER_WORKLOAD: dict[str, Any] = {
     "assign": "random",
     "weights": {"client-0": 2.0},
     "attack": "more",
+    "concurrency": {"client-0": Loop(2)},
 }
 
 
