@@ -6,10 +6,13 @@ from fairlead.report.numbers import digits, short
 from fairlead.report.tables import Table
 from fairlead.simulate.experiments.base import (
     DLPM,
+    DRR,
     FCFS,
+    K_LPM,
     LPM,
     OURS,
     PAPER_GPU,
+    PLAS,
     VTC,
     CellFigures,
     Contender,
@@ -44,6 +47,8 @@ LOAD = 0.9
 """What the well-behaved clients make up."""
 SHARE = 1.5
 """What the misbehaving one adds, as a share of their demand: 2.25 times the maximum in all."""
+RIVALS = (K_LPM, PLAS, DRR)
+"""Of other papers and projects; on the main part only."""
 QUANTA = (1_024, 2_048, 4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
 MAIN = "one worker"
 HELD = "in the gateway"
@@ -58,7 +63,7 @@ def cells(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     orders = (FCFS, LPM, VTC, DLPM, OURS)
     for name in PAPER[2:3] if options.quick else PAPER:
         for attack in ATTACKS:
-            found += _on(options, MAIN, name, attack, orders)
+            found += _on(options, MAIN, name, attack, (*orders, *RIVALS))
         if not options.quick:
             found += _on(options, HELD, name, "more", [c.held() for c in orders[:-1]])
             if kv_tokens(name):
@@ -114,8 +119,21 @@ def seen(entries: Sequence[CellFigures]) -> list[str]:
         f"Victims' P99 TTFT under DLPM over VTC's: {span(slower)}."
         + (f" DLPM loses on {'; '.join(lost)}." if lost else ""),
         f"Our ordering's throughput over DLPM's: {span(by_row('ours', 'DLPM'))}.",
+        *_rivals_words(entries, rows),
         *_pareto_words(entries),
     ]
+
+
+def _rivals_words(entries: Sequence[CellFigures], rows: Sequence[str]) -> list[str]:
+    """Set each of ``RIVALS`` beside DLPM; nothing of those that did not run."""
+    said = []
+    for rival in (one.label for one in RIVALS if one.label in names(entries, "contender")):
+        parts = []
+        for measure in (TOKENS, GAP, VICTIMS99):
+            by = {row: ratio(entries, measure, rival, "DLPM", part=MAIN, workload=row) for row in rows}
+            parts.append(f"{measure.name} {span(by)}")
+        said.append(f"{rival} over DLPM: {'; '.join(parts)}.")
+    return said
 
 
 def _pareto_words(entries: Sequence[CellFigures]) -> list[str]:

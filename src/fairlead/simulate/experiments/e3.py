@@ -6,8 +6,10 @@ from functools import partial
 from fairlead.report.numbers import percent, short, short_time
 from fairlead.report.tables import Cell, Table
 from fairlead.simulate.experiments.base import (
+    BALANCE_ROUTE,
     CACHE_AWARE,
     D2LPM,
+    DUALMAP,
     H100,
     LMETRIC,
     OURS,
@@ -114,7 +116,8 @@ def report(options: Options, entries: Sequence[CellFigures]) -> list[Planned]:
         best = tuned(entries, name)
         for load in (MAIN,) if options.quick else LOADS:
             linear = LINEAR if load == MAIN else LINEAR[:1]
-            contenders = (VLLM, *linear, best, CACHE_AWARE, PREBLE, LMETRIC, OURS)
+            others = (DUALMAP, BALANCE_ROUTE) if load == MAIN else ()
+            contenders = (VLLM, *linear, best, CACHE_AWARE, PREBLE, *others, LMETRIC, OURS)
             for seed in options.seeds if load == MAIN else options.one_seed:
                 found += [
                     planned(
@@ -151,7 +154,7 @@ def detector(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
             seed=seed,
             sample=Sample(gaps=True),
         )
-        for one in (off, LMETRIC, VLLM, PREBLE, D2LPM, OURS)
+        for one in (off, LMETRIC, VLLM, PREBLE, DUALMAP, D2LPM, OURS)
         for seed in options.seeds
     ]
 
