@@ -22,8 +22,8 @@ from fairlead.simulate.sweep.cache import Keys, Store, code_hash
 from fairlead.simulate.sweep.cell import Maximum
 from fairlead.simulate.sweep.run import Cell, Sample
 from fairlead.trace.generators import GENERATORS, generate
-from fairlead.trace.reading import READERS
 from fairlead.trace.model import Loop
+from fairlead.trace.reading import READERS
 from fairlead.trace.workload import Workload
 from tests.simulate.sweeping import mooncake, small
 
