@@ -11,7 +11,7 @@ from fairlead.report.numbers import digits, percent
 from fairlead.report.results import Result
 from fairlead.report.study import GAP, JAIN, Group, Study, studies
 from fairlead.report.svg import swatch
-from fairlead.report.tables import Cell, Table, clients, comparison, figures, loads
+from fairlead.report.tables import Cell, Table, clients, closed_loops, comparison, figures, loads
 from fairlead.report.utilisation import RULE
 from fairlead.report.verdict import verdict
 
@@ -179,6 +179,10 @@ def _clients(drawn: Sequence[Group]) -> str:
         if table.rows:
             table.caption = group.policy
             parts.append(_table(table))
+        owed = closed_loops(group.typical())
+        if owed.rows:
+            owed.caption = f"{owed.caption}: {group.policy}"
+            parts.append(_table(owed))
     return "".join(parts)
 
 

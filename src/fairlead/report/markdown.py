@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from fairlead.report.accuracy import compared
 from fairlead.report.results import Result
 from fairlead.report.study import Study, studies
-from fairlead.report.tables import Cell, Table, clients, figures, loads
+from fairlead.report.tables import Cell, Table, clients, closed_loops, figures, loads
 from fairlead.report.verdict import verdict
 
 MARKUP = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
@@ -28,9 +28,9 @@ def _study(study: Study) -> str:
     if len(study.loads) > 1:
         tables.append(loads(study))
     for group in study.at(study.main_load):
-        listed = clients(group.typical())
-        listed.caption = f"{listed.caption}: {group.policy}"
-        tables.append(listed)
+        for listed in (clients(group.typical()), closed_loops(group.typical())):
+            listed.caption = f"{listed.caption}: {group.policy}"
+            tables.append(listed)
     return "\n".join([*lines, *(_table(table) for table in tables if table.rows), ""])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fairlead import __version__
 from fairlead.core.model import Costs
 from fairlead.report.distribution import curve, describe_histogram
+from fairlead.report.entitlement import closed_loops
 from fairlead.report.fairness import capped_jain, jain, look_through_windows
 from fairlead.report.run import Run
 from fairlead.report.tally import Tally, pooled, rate, share, tally
@@ -59,6 +60,7 @@ def summarise(
         "utilisation": utilisation(run),
         "clients": _clients(run, tallies, costs),
         "victims": _victims(run, tallies, costs),
+        "closed_loops": closed_loops(run, costs),
         "quantiles": {"ttft_ms": curve(whole.ttft), "tpot_ms": curve(whole.tpot)},
         "series": thin(run.series, run.clients),
         "steps": run.steps,

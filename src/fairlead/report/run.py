@@ -78,6 +78,18 @@ class Fairness:
 
 
 @dataclass(slots=True)
+class Loops:
+    """The clients that are closed loops, and what they share."""
+
+    slots: int
+    """Sequences that the fleet runs at once: workers times ``max_num_seqs``."""
+    open: Sequence[int]
+    """A client: the sessions that it keeps open; 0 for one that sends by the clock."""
+    pause_us: Sequence[int]
+    """A client: mean time from the end of a session to the start of the next: round trip and think time."""
+
+
+@dataclass(slots=True)
 class Run:
     """Everything that a report needs of one run."""
 
@@ -104,6 +116,8 @@ class Run:
     """From the first arrival to the last end."""
     reachable_hit_rate: float = -1.0
     """Prompt tokens that an infinite cache shared by all would have had, as a share; -1 where unknown."""
+    loops: Loops | None = None
+    """None if every client sends by the clock."""
     itl: dict[int, int] = field(default_factory=dict)
     """Inter-token latency: how many times between output tokens (value) were about so long (key, µs)."""
     steps: int = 0

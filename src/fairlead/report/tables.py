@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fairlead.report.numbers import NONE, change, duration, percent, shown
+from fairlead.report.numbers import NONE, change, digits, duration, percent, shown
 from fairlead.report.results import Result
 from fairlead.report.study import (
     ATTAINMENT,
@@ -126,6 +126,49 @@ def clients(result: Result) -> Table:
         )
     if len(listed) < len(ordered):
         table.notes.append(f"{len(ordered) - len(listed)} clients with less service are left out.")
+    return table
+
+
+def closed_loops(result: Result) -> Table:
+    """Return shares against what each client is owed, and its waiting; no rows without closed loops."""
+    found = result.get("closed_loops")
+    table = Table(
+        "Closed loops: shares against max-min entitlement",
+        ["client", "open", "slots owed", "owed", "got", "got/owed", "mean TTFT", "P50 TTFT", "P99 TTFT"],
+        spare=["P50 TTFT", "slots owed", "mean TTFT"],
+    )
+    if not found:
+        return table
+    ordered = sorted(found["clients"], key=lambda c: -(c["ratio"] or 0.0))
+    listed = ordered if len(ordered) <= MOST_CLIENTS else [*ordered[:15], *ordered[-15:]]
+    for client in listed:
+        pause = client["pause_s"] or 0.0
+        table.rows.append(
+            [
+                Cell(client["name"], f"pauses {duration(1000 * pause)}" if pause >= 0.01 else ""),
+                Cell(f"{client['open']:,}" if client["open"] else "by the clock"),
+                Cell(digits(client["owed_slots"])),
+                Cell(percent(client["entitled_share"], 1)),
+                Cell(percent(client["service_share"], 1)),
+                Cell(digits(client["ratio"])),
+                Cell(duration(client["mean_ttft_ms"])),
+                Cell(duration(client["median_ttft_ms"])),
+                Cell(duration(client["p99_ttft_ms"])),
+            ]
+        )
+    if len(listed) < len(ordered):
+        table.notes.append(f"{len(ordered) - len(listed)} clients between these are left out.")
+    if found["most_over_least"] is not None:
+        most, least = ordered[0]["name"], ordered[-1]["name"]
+        table.notes.append(
+            f"{most} got {digits(found['most_over_least'])} times as much of what it is owed as {least}."
+        )
+    else:
+        table.notes.append("No shares: the run is too short for its --interval.")
+    table.notes.append(
+        f"Of {found['slots']:,} slots and all service from {found['from_s']:,.1f} s to"
+        f" {found['until_s']:,.1f} s; TTFT of the requests that came in that time."
+    )
     return table
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from fairlead.report.accuracy import compared
 from fairlead.report.results import Result
 from fairlead.report.study import Study, studies
-from fairlead.report.tables import Cell, Table, clients, figures, loads
+from fairlead.report.tables import Cell, Table, clients, closed_loops, figures, loads
 from fairlead.report.verdict import verdict
 
 
@@ -23,6 +23,9 @@ def show_run(result: Result, console: Console) -> None:
     listed = clients(result)
     if listed.rows:
         show_table(listed, console)
+    owed = closed_loops(result)
+    if owed.rows:
+        show_table(owed, console)
     speed = result["simulated_requests_per_s"]
     if speed:
         console.print(f"simulated in {result['elapsed_s']:,.2f} s, {speed:,.0f} requests/s", style="dim")

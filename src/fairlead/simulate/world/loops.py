@@ -10,10 +10,12 @@ What runs then is served to its end. A loop whose requests run out takes them ag
 other keys (``LoopStreams``).
 """
 
+from collections.abc import Sequence
 from random import Random
 from typing import Final
 
 from fairlead.core.model import ClientId
+from fairlead.report.run import Loops
 from fairlead.simulate.settings import Settings
 from fairlead.simulate.world.heap import LOOP, Heap
 from fairlead.trace.loops import LoopStreams
@@ -46,6 +48,17 @@ class ClosedLoops:
     def passes(self) -> int:
         """How many passes over the trace the loops have begun."""
         return self._streams.passes
+
+    def told(self, clients: Sequence[ClientId], slots: int) -> Loops | None:
+        """Return what reports need to know of the loops; None if there are none."""
+        if not self.loops:
+            return None
+        found = [self.loops.get(client) for client in clients]
+        return Loops(
+            slots,
+            [0 if loop is None else loop.open for loop in found],
+            [0 if loop is None else self._round_trip_us + loop.think_us for loop in found],
+        )
 
     def begin(self, others: bool) -> None:
         """Begin every loop. ``others``: whether any client sends when the trace says."""

@@ -357,6 +357,7 @@ class World:
             series=self.series,
             fairness=fairness,
             duration_us=clients.last_end,
+            loops=clients.loops.told(clients.names, settings.workers * workers.max_num_seqs),
             itl=workers.itl.close(),
             steps=workers.steps,
             preemptions=workers.preemptions,
