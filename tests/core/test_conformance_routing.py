@@ -25,6 +25,7 @@ VARIANTS = [(name, {}) for name in POLICIES.names()] + [
     ("linear", {"preset": "production"}),
     ("linear", {"preset": "production", "scale": "capacity"}),
     ("linear", {"preset": "llm-d"}),
+    ("linear", {"preset": "dynamo-1.7"}),
     ("d2lpm", {"quantum": 1_000, "charge": "prompt"}),
     ("fair_lmetric", {"quantum": 50}),
     ("preble", {"rebalance_after": 0, "window_s": 2}),

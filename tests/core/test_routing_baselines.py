@@ -196,6 +196,17 @@ class TestLinear:
         choice = policy("linear", overlap_weight=2).choose(request(1_600), m, fleet, 0)
         assert (choice.slot, list(choice.scores)) == (0, [200, 220])
 
+    def test_dynamo_1_7_adds_pending_prefill_and_what_the_request_adds(self):
+        """w0: (800 + 800)/16 + (1600 + 800)/16 = 250; w1: 1600/16 + 1920/16 = 220; scale 0: 150, 120."""
+        fleet = PlainFleet(2, kv_used=[1_600, 320], pending_prefill_tokens=[800, 0])
+        m = match(fleet, [800, 0])
+        choice = policy("linear", preset="dynamo-1.7").choose(request(1_600), m, fleet, 0)
+        assert (choice.slot, list(choice.scores)) == (1, [250, 220])
+        choice = policy("linear", preset="dynamo-1.7", prefill_load_scale=0).choose(
+            request(1_600), m, fleet, 0
+        )
+        assert (choice.slot, list(choice.scores)) == (1, [150, 120])
+
     def test_production_scales_by_the_largest_of_the_fleet(self):
         """w0: .7*.5 + .15*(1-1) + .15*(1-.5) = .425; w1: 0 + .15*(1-.5) + .15*(1-1) = .075."""
         fleet = PlainFleet(2, batch_size=[8, 4], kv_used=[500, 1_000])

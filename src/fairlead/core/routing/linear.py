@@ -9,6 +9,7 @@ from fairlead.core.routing.scan import columns, least
 
 _OF_PRESET = {
     "dynamo": ("overlap_weight",),
+    "dynamo-1.7": ("prefill_load_scale",),
     "production": ("alpha", "beta", "gamma", "scale"),
     "llm-d": ("prefix_weight", "queue_weight", "kv_weight"),
 }
@@ -18,6 +19,9 @@ class Linear(RoutingBase):
     """Adds up what a worker caches of the prompt and how busy it is, each with a weight.
 
     ``dynamo``      overlap_weight * (prompt - matched) / block + KV blocks in use; least wins.
+    ``dynamo-1.7``  prefill_load_scale * (pending prefill + prompt - matched) / block + (KV in use + prompt
+                    - matched) / block, as its router counts since; least wins. What a request adds to
+                    the KV in use is taken as what is not cached.
     ``production``  alpha * hit + beta * (1 - batch size / max) + gamma * (1 - tokens / max); most wins.
                     ``scale`` says what max is: the largest among the candidates, or what the worker
                     can hold (the sources leave it open).
@@ -31,10 +35,13 @@ class Linear(RoutingBase):
 
     name = "linear"
     source = "NVIDIA Dynamo KV router; [LMETRIC] production score; llm-d inference scheduler"
-    summary = "A weighted sum of cache hit and load; presets dynamo, production and llm-d."
+    summary = "A weighted sum of cache hit and load; presets dynamo, dynamo-1.7, production and llm-d."
     params = (
         Param("preset", "dynamo", "the form of the score", choices=tuple(_OF_PRESET)),
         Param("overlap_weight", 1.0, "dynamo: weight of the blocks to compute", low=0),
+        Param(
+            "prefill_load_scale", 1.0, "dynamo-1.7: weight of the blocks to compute, pending ones too", low=0
+        ),
         Param("alpha", 0.7, "production: weight of the hit", low=0),
         Param("beta", 0.15, "production: weight of the batch size", low=0),
         Param("gamma", 0.15, "production: weight of the KV tokens in use", low=0),
@@ -56,6 +63,7 @@ class Linear(RoutingBase):
                     )
         forms: dict[str, Callable[[Request, Match, Fleet], list[float]]] = {
             "dynamo": self._dynamo,
+            "dynamo-1.7": self._dynamo_1_7,
             "production": self._production,
             "llm-d": self._llm_d,
         }
@@ -75,6 +83,17 @@ class Linear(RoutingBase):
         (weight,) = self._weights
         tokens, used = columns(fleet, fleet.candidates, match.tokens, fleet.kv_used)
         return [(weight * (prompt - t) + u) / block for t, u in zip(tokens, used, strict=False)]
+
+    def _dynamo_1_7(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
+        prompt, block = request.prompt_tokens, request.block_tokens
+        (scale,) = self._weights
+        tokens, pending, used = columns(
+            fleet, fleet.candidates, match.tokens, fleet.pending_prefill_tokens, fleet.kv_used
+        )
+        return [
+            (scale * (p + prompt - t) + u + prompt - t) / block
+            for t, p, u in zip(tokens, pending, used, strict=False)
+        ]
 
     def _production(self, request: Request, match: Match, fleet: Fleet) -> list[float]:
         alpha, beta, gamma = self._weights

@@ -19,6 +19,7 @@ TUNING_SEED = 101
 PRESETS = {
     "production": "linear:preset=production",
     "Dynamo": "linear:preset=dynamo",
+    "Dynamo 1.7": "linear:preset=dynamo-1.7",
     "llm-d": "linear:preset=llm-d",
 }
 """At their projects' defaults."""
