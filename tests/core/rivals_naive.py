@@ -1,11 +1,14 @@
-"""k-LPM, PLAS, DRR and DualMap once more, as literally as possible: loops over everything, no heaps."""
+"""k-LPM, PLAS, DRR and DualMap once more, as literally as possible: loops over everything, no books."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from fairlead.core.model import Costs
 from fairlead.core.ordering.base import Fits, QueuedRequest
+from fairlead.core.routing.hash_ring import HashRing
 from tests.core.ordering_naive import NaiveQueue, choose
 
 
@@ -154,3 +157,54 @@ class NaiveDrr:
             self.rotate()
         item, _ = self.oldest(self.ring[0])
         return item if fits(item) else None
+
+
+class NaiveDualMap:
+    """The rule with all arrivals in a list that is counted anew for each request, and rings made anew."""
+
+    def __init__(self, slo_us: float, prefill_us: float, blocks: int, window_us: int) -> None:
+        self.slo_us = slo_us
+        self.prefill_us = prefill_us
+        self.lengths = [blocks * 2**n for n in range(8)]
+        self.window_us = window_us
+        self.arrivals: list[tuple[int, Sequence[int]]] = []
+
+    def prefix(self, keys: Sequence[int], workers: int, now: int) -> int | None:
+        recent = [keys, *(other for at, other in self.arrivals if at > now - self.window_us)]
+        prefixes = [keys[length - 1] for length in self.lengths if length <= len(keys)]
+        for length, prefix in zip(self.lengths, prefixes, strict=False):
+            sharing = sum(len(other) >= length and other[length - 1] == prefix for other in recent)
+            if sharing / len(recent) <= 2 / workers:
+                return prefix
+        return prefixes[-1] if prefixes else None
+
+    def owner(self, ids: Sequence[str], salt: bytes, point: int, slots: Sequence[int]) -> int:
+        ring = HashRing(128, salt)
+        ring.update([name if slot in slots else "" for slot, name in enumerate(ids)])
+        return ring.owner(point)
+
+    def route(
+        self, keys: Sequence[int], prompt: int, ids: Sequence[str], slots: Sequence[int], now: int,
+        cached: Sequence[int], pending: Sequence[int], batch: Sequence[int], last: int,
+    ) -> int:  # fmt: skip
+        def ttft(slot: int) -> float:
+            return (pending[slot] + prompt - cached[slot]) * self.prefill_us
+
+        def turn(slot: int) -> int:
+            return (slot - last - 1) % len(ids)
+
+        fastest = min(slots, key=lambda s: (ttft(s), batch[s], turn(s)))
+        prefix = self.prefix(keys, len(slots), now)
+        if prefix is None:
+            return fastest
+        if len(slots) == 1:
+            return slots[0]
+        digest = blake2b(prefix.to_bytes(8), digest_size=16).digest()
+        first = self.owner(ids, b"dualmap 1", int.from_bytes(digest[:8]), slots)
+        rest = [slot for slot in slots if slot != first]
+        two = first, self.owner(ids, b"dualmap 2", int.from_bytes(digest[8:]), rest)
+        warm = max(two, key=lambda slot: cached[slot])
+        if cached[two[0]] != cached[two[1]] and ttft(warm) <= self.slo_us:
+            return warm
+        fast = min(two, key=ttft)
+        return fast if ttft(fast) <= self.slo_us else fastest

@@ -14,6 +14,7 @@ from fairlead.core.params import PolicyError
 from fairlead.core.routing.hash_ring import HashRing
 from fairlead.testing import check_dispatcher
 
+from .rivals_naive import NaiveDualMap
 from .routing_fleet import PlainFleet, chosen, match, place, policy, request
 
 FAMILY = 1_000
@@ -185,6 +186,39 @@ def test_dualmap_without_an_objective_that_can_be_met_is_least_expected_ttft() -
     tested = policy("dualmap", slo_ms=0)
     fleet = PlainFleet(6, pending_prefill_tokens=[9, 8, 7, 6, 5, 4])
     assert chosen(tested, fleet, prompt(1), match(fleet)) == 5
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_dualmap_equals_its_definition_over_a_history(seed: int) -> None:
+    """Families that a few share, that many share, and that are too short; workers that may not take any."""
+    rng = random.Random(seed)
+    size, window_us = rng.randrange(1, 9), rng.choice([300_000, 3_000_000])
+    slo_us, blocks = rng.choice([0, 20_000, 80_000]), rng.choice([1, 4])
+    tested = policy(
+        "dualmap",
+        slo_ms=slo_us / 1_000,
+        prefill_us=32,
+        prefix_blocks=blocks,
+        window_s=max(1, window_us / 1e6),
+    )
+    reference = NaiveDualMap(slo_us, 32, blocks, max(1_000_000, window_us))
+    fleet, now = PlainFleet(size), 0
+    for rid in range(150):
+        now += rng.randrange(40_000)
+        fleet.candidates = sorted(rng.sample(range(size), rng.randrange(1, size + 1)))
+        fleet.pending_prefill_tokens = [100 * rng.randrange(20) for _ in range(size)]
+        fleet.batch_size = [rng.randrange(3) for _ in range(size)]
+        req = prompt(
+            rng.choice([1, 1, 1, 2, 3, rid + 10]), rng.choice([2, 12, 40]), rid, tail=rng.choice([0, 1])
+        )
+        cached = [rng.choice([0, 0, 16, 31]) for _ in range(size)]
+        expected = reference.route(
+            req.keys, req.prompt_tokens, fleet.ids, fleet.candidates, now, cached,
+            fleet.pending_prefill_tokens, fleet.batch_size, tested.last,
+        )  # fmt: skip
+        assert place(tested, fleet, req, match(fleet, cached), now) == expected
+        reference.arrivals.append((now, req.keys))
+        tested.check()
 
 
 # ---------------------------------------------------------------------- BalanceRoute

@@ -56,7 +56,7 @@ class Programs:
         return next((level for level, upper in enumerate(self._upper) if service < upper), LEVELS - 1)
 
 
-class Waiting:
+class WaitingCall:
     """One waiting call: its program, its level, and when it came in terms of service."""
 
     __slots__ = ("due", "item", "level", "program", "since")
@@ -78,7 +78,7 @@ class PlasQueue:
         self._programs = programs
         self._skip = skip
         self._items = ItemHeap()
-        self._waiting: dict[int, Waiting] = {}
+        self._waiting: dict[int, WaitingCall] = {}
         """By number of arrival: the calls of programs that are kept."""
         self._due: list[tuple[float, int]] = []
         """A heap of (due, number of arrival) of calls below the first level. Stale entries stay a while."""
@@ -98,7 +98,7 @@ class PlasQueue:
         program.queued += 1
         level = programs.level(program)
         due = self.given + programs.patience * program.service - program.waited
-        self._waiting[item.seq] = Waiting(item, program, level, self.given, due)
+        self._waiting[item.seq] = WaitingCall(item, program, level, self.given, due)
         self._items.put(item, -level)
         if level:
             heappush(self._due, (due, item.seq))
@@ -107,11 +107,11 @@ class PlasQueue:
     def discard(self, item: QueuedRequest) -> None:
         """Take out ``item``; its waiting counts for its program. Raises KeyError if it is not queued here."""
         self._items.remove(item)
-        waiting = self._waiting.pop(item.seq, None)
-        if waiting is None:
+        call = self._waiting.pop(item.seq, None)
+        if call is None:
             return
-        program = waiting.program
-        program.waited += self.given - waiting.since
+        program = call.program
+        program.waited += self.given - call.since
         program.used = True
         program.queued -= 1
         if not program.queued:
@@ -123,15 +123,15 @@ class PlasQueue:
         due, given = self._due, self.given
         while due and due[0][0] <= given:
             at, seq = heappop(due)
-            waiting = self._waiting.get(seq)
-            if waiting is not None and waiting.due == at and waiting.level:
-                waiting.level = 0
-                self._items.put(waiting.item, 0)
+            call = self._waiting.get(seq)
+            if call is not None and call.due == at and call.level:
+                call.level = 0
+                self._items.put(call.item, 0)
         return self._items.head(fits, self._skip)
 
     def _compact(self) -> None:
         if len(self._due) > 2 * len(self._waiting) + SPARE:
-            self._due = [(w.due, seq) for seq, w in self._waiting.items() if w.level]
+            self._due = [(call.due, seq) for seq, call in self._waiting.items() if call.level]
             heapify(self._due)
 
     def cache_stored(self, keys: Iterable[BlockKey]) -> None:
@@ -145,11 +145,11 @@ class PlasQueue:
         self._items.check()
         entries = set(self._due)
         items = {item.seq: item for item in self._items}
-        for seq, waiting in self._waiting.items():
-            assert items[seq] is waiting.item
-            assert waiting.since <= self.given
-            assert not waiting.level or (waiting.due, seq) in entries
-            assert waiting.program.queued > 0
+        for seq, call in self._waiting.items():
+            assert items[seq] is call.item
+            assert call.since <= self.given
+            assert not call.level or (call.due, seq) in entries
+            assert call.program.queued > 0
         assert all(not item.request.session for seq, item in items.items() if seq not in self._waiting)
         assert len(self._due) <= 2 * len(self._waiting) + SPARE
 
