@@ -30,6 +30,10 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
 FILES = {
     "mooncake": lines(HASHED),
     "llmservingsim": lines([row | {"timestamp": row["timestamp"] + 0.5, "hash_ids": IDS} for row in HASHED]),
+    "qwen-bailian": lines([
+        row | {"chat_id": i, "parent_chat_id": i - 1 if i % 2 else -1, "type": "text", "hash_ids": IDS}
+        for i, row in enumerate(HASHED)
+    ]),
     "kv-cache-tester": json.dumps({"block_size": 64, "requests": [CALL], "tool_tokens": 64}).encode(),
     "azure": b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n",
     "vtc-arena": b"req_id,client_id,arrival_s,input_tokens,output_tokens\n0,13,0.0,13,199\n",

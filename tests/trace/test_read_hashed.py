@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.trace.hashed import grid_us, spread_evenly
+from fairlead.trace.grid import grid_us, spread_evenly
 from fairlead.trace.model import Trace, TraceError
 from fairlead.trace.reading import read_trace
 from tests.trace.shapes import check_trace, shared_blocks

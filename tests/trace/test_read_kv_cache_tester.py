@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.trace.kv_cache_tester import common_prefix, cut_spans
 from fairlead.trace.model import TraceError
 from fairlead.trace.reading import read_trace
+from fairlead.trace.spans import common_prefix, cut_spans
 from tests.trace.shapes import check_trace, quotes, shared_blocks
 
 

@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         pace = _pace(args)
         workload = workload_from(args, args.seed)
         trace = workload.attacked(workload.open())
+        if trace.understood:
+            errors.print(trace.understood, style="dim", markup=False, highlight=False)
         asking = _asking(args, trace)
     except ValueError as error:  # TraceError and PolicyError too
         print(f"fairlead replay: {error}", file=sys.stderr)

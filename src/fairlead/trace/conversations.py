@@ -20,7 +20,7 @@ from fairlead.core.keys import byte_keys, seed_key
 from fairlead.core.params import Param, Values
 from fairlead.trace.arrivals import session_starts, start_params
 from fairlead.trace.faults import Faults
-from fairlead.trace.files import Sample, whole
+from fairlead.trace.files import Sample, whole_text
 from fairlead.trace.model import Trace, TraceError
 from fairlead.trace.reader import NO_CLIENTS, ONE_CLIENT, Reader, identify
 from fairlead.trace.store import Store
@@ -123,7 +123,7 @@ def _add_turns(store: Store, text: bytes, exchanges: Sequence[Exchange], block: 
 
 def _items(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        items = msgspec.json.decode(whole(path), type=list[msgspec.Raw])
+        items = msgspec.json.decode(whole_text(path), type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TraceError(
             f"{path}: not a JSON list of conversations: {error}; is the file complete?"
@@ -179,13 +179,14 @@ def _read(form: str) -> Callable[[Path, Values], Trace]:
     return read
 
 
-def _sniff(*fields: str) -> Callable[[Sample], bool]:
+def _sniff(*fields: str, without: str = "") -> Callable[[Sample], bool]:
     def sniff(sample: Sample) -> bool:
         head = sample.head.lstrip(b"\xef\xbb\xbf \t\r\n")
         return (
             not sample.names
             and head.startswith(b"[")
             and all(f'"{field}"'.encode() in head for field in fields)
+            and not (without and f'"{without}"'.encode() in head)
         )
 
     return sniff
@@ -208,14 +209,14 @@ READERS = (
     Reader(
         "sharegpt",
         'JSON list of {"id", "conversations": [{"from", "value"}]}',
-        _sniff("conversations", "from"),
+        _sniff("conversations", "from", without="messages"),
         _read("sharegpt"),
         _PARAMS,
     ),
     Reader(
         "tau-bench",
         'JSON list of {"task_id", "trial", "traj": [{"role", "content"}]}',
-        _sniff("task_id", "reward"),
+        _sniff("task_id", "reward", without="messages"),
         _read("tau-bench"),
         _PARAMS,
     ),

@@ -1,10 +1,15 @@
-"""Opens what traces are stored in: plain, gzip or zstd files, tar archives of files, and folders.
+"""Opens what traces are stored in: plain, gzip, zstd or parquet files, tar archives of files, and folders.
 
-The kind is found by content, never by the name's ending. Everything is streamed.
+The kind is found by content, never by the name's ending. Everything is streamed. A byte-order mark of UTF-8
+is skipped. The rows of a parquet file are read as JSON lines.
 """
 
+import codecs
+import csv
 import gzip
 import hashlib
+import io
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,14 +18,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+from fairlead.trace.decoding import decode
 from fairlead.trace.model import TraceError
+from fairlead.trace.parquet import MAGIC as _PARQUET
+from fairlead.trace.parquet import json_lines
 from fairlead.trace.zstd import zstd_reader
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _HEAD = 1 << 16
+_PEEKED = 64
+"""Bytes by which an encoding is told."""
 _CHUNK = 1 << 20
 _NAMES = 64
+_LOOKED_AT = 50
+_FIELD = re.compile(rb'"([^"\\]{1,100})"\s*:')
+_WIDE = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+"""Byte-order marks of encodings that are not read; the longer ones first, since one begins with another."""
 
 
 class Member(NamedTuple):
@@ -48,13 +65,60 @@ class Sample:
             lines.pop()
         return [line for line in lines if line.strip()]
 
+    def objects(self) -> list[dict[str, object]]:
+        """Return the first lines that are JSON objects; none of an archive or a folder."""
+        found = []
+        for line in [] if self.names else self.lines()[:_LOOKED_AT]:
+            try:
+                found.append(decode(line, dict[str, object]))
+            except ValueError:
+                continue
+        return found
+
+    def keys(self) -> set[str]:
+        """Return the fields of the first lines that are JSON objects."""
+        return {key for found in self.objects() for key in found}
+
+    def columns(self) -> list[str]:
+        """Return the cells of the first line if it can be the head of a CSV table."""
+        first = self.head.lstrip(b"\r\n").splitlines()[:1]
+        if self.names or not first or first[0].lstrip()[:1] in (b"{", b"["):
+            return []
+        found = header(first[0])
+        return found if len(found) > 1 else []
+
+    def array_keys(self) -> list[str]:
+        """Return all names of fields in the head of a JSON document, at any depth; of other text none."""
+        if self.names or self.head.lstrip()[:1] not in (b"{", b"["):
+            return []
+        return list(dict.fromkeys(name.decode("utf-8", "replace") for name in _FIELD.findall(self.head)))
+
+    def fields(self) -> list[str]:
+        """Return the names that a user may know the source by: its columns or its fields."""
+        columns = self.columns()
+        return columns if len(columns) > 2 else sorted(self.keys()) or self.array_keys()
+
+
+def header(line: bytes) -> list[str]:
+    """Return the names of columns in the first line of a CSV file."""
+    try:
+        text = line.decode("utf-8-sig", "replace").strip("\r\n")
+        return [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter(line)), [])]
+    except csv.Error:
+        return []
+
+
+def delimiter(line: bytes) -> str:
+    """Return what separates the columns in the first line of a CSV file: a comma, a semicolon or a tab."""
+    return max(",;\t", key=lambda mark: line.count(mark.encode()))
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open ``path`` for reading, decompressed.
 
-    Raises ``TraceError`` if it cannot be read, if it is damaged (here or while it is read), or if
-    the package for its compression is missing.
+    Raises ``TraceError`` if it cannot be read, if it is damaged (here or while it is read), if it is text of
+    another encoding than UTF-8, or if the package that reads it is missing.
     """
     with ExitStack() as stack:
         try:
@@ -65,11 +129,44 @@ def opened(path: Path) -> Iterator[BinaryIO]:
                 stream: BinaryIO = cast("BinaryIO", stack.enter_context(gzip.open(raw)))
             elif magic == _ZSTD:
                 stream = zstd_reader(raw)
+            elif magic == _PARQUET:
+                stream = json_lines(path)
             else:
                 stream = raw
-            yield stream
+            yield _unmarked(path, stream)
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise TraceError(f"{path}: cannot be read: {error}; is the file complete?") from None
+
+
+def _unmarked(path: Path, stream: BinaryIO) -> BinaryIO:
+    """Skip a byte-order mark of UTF-8. Raises ``TraceError`` for text of another encoding."""
+    head = cast("io.BufferedReader", stream).peek(_PEEKED)[:_PEEKED]
+    wide = wide_encoding(head)
+    if wide:
+        raise TraceError(
+            f"{path} is {wide} text, and traces are UTF-8: convert it, such as with"
+            f" `iconv -f {wide} -t UTF-8 {path.name}`"
+        )
+    if head.startswith(codecs.BOM_UTF8):
+        stream.read(len(codecs.BOM_UTF8))
+    return stream
+
+
+def unmarked(text: bytes) -> bytes:
+    """Return ``text`` without a byte-order mark of UTF-8."""
+    return text.removeprefix(codecs.BOM_UTF8)
+
+
+def wide_encoding(head: bytes) -> str:
+    """Return "UTF-16" or "UTF-32" if text that begins with ``head`` is that, with or without a mark."""
+    for mark, name in _WIDE.items():
+        if head.startswith(mark):
+            return name
+    halves = head[0:_PEEKED:2], head[1:_PEEKED:2]
+    for zeros, letters in (halves, halves[::-1]):
+        if len(zeros) >= 8 and not any(zeros) and all(letters):
+            return "UTF-16"
+    return ""
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -80,7 +177,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def whole(path: Path) -> bytes:
+def whole_text(path: Path) -> bytes:
     """Return the whole decompressed content."""
     with opened(path) as stream:
         return stream.read()
@@ -95,14 +192,14 @@ def members(path: Path) -> Iterator[Member]:
         for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix()):
             name = file.relative_to(path).as_posix()
             if file.is_file() and not _hidden(name):
-                yield Member(name, lambda file=file: whole(file))  # type: ignore[misc]
+                yield Member(name, lambda file=file: whole_text(file))  # type: ignore[misc]
         return
     with opened(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
         for info in archive:
             if info.isfile() and not _hidden(info.name):
                 content = archive.extractfile(info)
                 if content is not None:
-                    yield Member(info.name, content.read)
+                    yield Member(info.name, lambda content=content: unmarked(content.read()))  # type: ignore[misc]
 
 
 def sample(path: Path) -> Sample:

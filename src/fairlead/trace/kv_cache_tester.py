@@ -25,9 +25,10 @@ from fairlead.core.params import Param, Values
 from fairlead.trace.arrivals import session_starts, start_params
 from fairlead.trace.chains import BROKEN_CHAIN, Chain
 from fairlead.trace.faults import Faults, microseconds
-from fairlead.trace.files import Member, Sample, is_tar, members, whole
+from fairlead.trace.files import Member, Sample, is_tar, members, whole_text
 from fairlead.trace.model import Trace, TraceError
 from fairlead.trace.reader import NO_CLIENTS, ONE_CLIENT, Reader, identify
+from fairlead.trace.spans import common_prefix, cut_spans
 from fairlead.trace.store import Span, Store
 
 _FORM = "kv-cache-tester"
@@ -68,30 +69,6 @@ class _Call:
     ids: list[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     output_spans: list[Span] = field(default_factory=list)
-
-
-def common_prefix(one: list[int], other: list[int]) -> int:
-    """Return how many leading elements are equal, by comparing slices: cheap for long equal stretches."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def cut_spans(spans: list[Span], start: int, stop: int) -> list[Span]:
-    """Return the spans of keys ``start`` to ``stop`` of a sequence that lies in ``spans``."""
-    found = []
-    for first, last in spans:
-        size = last - first
-        if max(0, start) < min(size, stop):
-            found.append((first + max(0, start), first + min(size, stop)))
-        start -= size
-        stop -= size
-    return found
 
 
 class _SessionReader:
@@ -231,7 +208,7 @@ def _files(path: Path) -> Iterator[Member]:
     if path.is_dir() or is_tar(path):
         yield from (member for member in members(path) if member.name.endswith(".json"))
     else:
-        yield Member(path.name, lambda: whole(path))
+        yield Member(path.name, lambda: whole_text(path))
 
 
 def _read(path: Path, values: Values) -> Trace:

@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from fairlead.core.model import BlockKey, ClientId
 
+ONE_CLIENT = "all"
+"""The client of every request where a source names none."""
+
 
 class Turn(NamedTuple):
     """One request of a session."""
@@ -90,6 +93,8 @@ class Trace:
     labels: Sequence[str] = ()
     """What a reader of results must know, such as "clients assigned by prefix chain (synthetic)"."""
     repairs: Sequence[Repair] = ()
+    understood: str = ""
+    """What a reader made of its source, in a line: format, requests, sessions, clients, units."""
     identity: str = ""
     """Names the content: equal identities mean equal sessions. A hash of the source and all options."""
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from fairlead.core.params import Param, Values
 from fairlead.trace.files import Sample, content_hash
-from fairlead.trace.model import Trace
+from fairlead.trace.model import ONE_CLIENT, Trace
 
-ONE_CLIENT = "all"
-"""The client of every request where the source names none."""
+__all__ = ["NO_CLIENTS", "ONE_CLIENT", "Reader", "identify"]
+
 NO_CLIENTS = "the source names no clients: all requests belong to one"
 
 
@@ -26,6 +26,8 @@ class Reader(NamedTuple):
     """Reads it. The trace's ``identity`` must name content and options (see ``identify``)."""
     params: tuple[Param, ...] = ()
     """Options of this format."""
+    title: str = ""
+    """How messages call it, such as "BurstGPT CSV"; empty: by its name."""
 
 
 def identify(form: str, path: Path, values: Values) -> str:

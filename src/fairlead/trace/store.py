@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias, overload
 
 from fairlead.core.model import BlockKey, ClientId
-from fairlead.trace.model import Repair, Session, Trace, TraceError, Turn
+from fairlead.trace.model import ONE_CLIENT, Repair, Session, Trace, TraceError, Turn
 
 Span: TypeAlias = tuple[int, int]
 """Start and stop of a stretch of keys in the store."""
@@ -113,9 +113,11 @@ class Store:
         labels: Sequence[str] = (),
         repairs: Sequence[Repair] = (),
         weights: Mapping[ClientId, float] | None = None,
+        facts: Sequence[str] = (),
     ) -> Trace:
         """Return the store as a trace, sessions in order of arrival, the first one at time 0.
 
+        ``facts`` are what only the reader knows of its source, such as "3 models" or "arrivals in seconds".
         Raises ``TraceError`` if there is none. The store must not be filled further.
         """
         at = self._at
@@ -142,8 +144,30 @@ class Store:
             clients={client: (weights or {}).get(client, 1.0) for client in clients},
             labels=tuple(labels),
             repairs=tuple(repairs),
+            understood=", ".join(
+                (
+                    counted(len(self._prompt), "request"),
+                    counted(self._sessions(), "session"),
+                    "no clients named" if clients == [ONE_CLIENT] else counted(len(clients), "client"),
+                    *facts,
+                )
+            ),
             identity=identity,
         )
+
+    def _sessions(self) -> int:
+        """Count the sessions that the source names or that have several turns; other requests stand alone."""
+        first = self._first
+        names = self._names or [""] * (len(first) - 1)
+        return sum(
+            bool(name) or after - start > 1
+            for name, start, after in zip(names, first, first[1:], strict=False)
+        )
+
+
+def counted(number: int, what: str) -> str:
+    """Return such as "1 session" or "1,200 requests"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 class StoredTurns(Sequence[Turn]):

@@ -13,8 +13,11 @@ from fairlead.trace.clients import RULES, assign_clients
 from fairlead.trace.generators import GENERATORS, generate
 from fairlead.trace.generators.attack import ATTACKER, Kind, with_attacker
 from fairlead.trace.loops import EVERYONE, loops_of, parse_loops, with_loops
+from fairlead.trace.mapped import FORM as MAPPED
+from fairlead.trace.mapped import SHAPE as MAP_SHAPE
 from fairlead.trace.model import Loop, Trace, TraceError
 from fairlead.trace.reading import READERS, read_trace
+from fairlead.trace.stdin import STDIN, kept
 from fairlead.trace.transform import limit
 
 
@@ -147,7 +150,8 @@ def add_workload_arguments(parser: argparse.ArgumentParser, *, loops: bool = Tru
     parser.add_argument(
         "workload",
         metavar="WORKLOAD",
-        help=f"a trace (file, archive or folder; formats: {', '.join(READERS)})"
+        type=_source,
+        help=f"a trace (file, archive, folder, or {STDIN} for standard input; formats: {', '.join(READERS)})"
         f" or a generator ({', '.join(GENERATORS.names())}), with options as in judge:dimensions=3",
     )
     group = parser.add_argument_group("workload")
@@ -155,6 +159,12 @@ def add_workload_arguments(parser: argparse.ArgumentParser, *, loops: bool = Tru
     group.add_argument("--form", default="", choices=["", *READERS], help="format of the trace")
     group.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the format or generator"
+    )
+    group.add_argument(
+        "--map",
+        default="",
+        metavar="ROLE=FIELD,...",
+        help=f"read any CSV, JSON or parquet table, the fields named so: {MAP_SHAPE}",
     )
     group.add_argument("--clients", type=int, default=0, help="number of clients (default: the workload's)")
     group.add_argument(
@@ -187,6 +197,11 @@ def add_workload_arguments(parser: argparse.ArgumentParser, *, loops: bool = Tru
 def workload_from(args: argparse.Namespace, seed: int) -> Workload:
     """Return the ``Workload`` that the flags name. Raises ``TraceError``."""
     options = dict(_pairs("--option", part) for part in args.option)
+    form = args.form
+    if args.map:
+        if form not in ("", MAPPED):
+            raise TraceError(f"--map names the fields of a table, --form {form} a format that has its own")
+        form, options["map"] = MAPPED, args.map
     weights: dict[str, float] = {}
     for part in filter(None, args.weights.split(",")):
         name, value = _pairs("--weights", part)
@@ -199,7 +214,7 @@ def workload_from(args: argparse.Namespace, seed: int) -> Workload:
             raise TraceError(f"--{flag.replace('_', '-')} cannot be negative")
     return Workload(
         source=args.workload,
-        form=args.form,
+        form=form,
         options=options,
         requests=args.requests,
         clients=args.clients,
@@ -213,6 +228,13 @@ def workload_from(args: argparse.Namespace, seed: int) -> Workload:
         attack_at_s=args.attack_at,
         concurrency=parse_loops(getattr(args, "concurrency", ())),
     )
+
+
+def _source(told: str) -> str:
+    try:
+        return kept(told)
+    except TraceError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _pairs(flag: str, part: str) -> tuple[str, str]:

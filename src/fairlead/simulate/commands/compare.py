@@ -102,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         cells = cells_from(args)
         limits = slos_from(args.slos)
+        if Path(args.workload).is_file():  # a folder or a generator says it in its results
+            understood = cells[0].workload.open().understood
+            errors.print(understood, style="dim", markup=False, highlight=False)
         try:
             with watch:
                 found: Sequence[Result | None] = run_cells(

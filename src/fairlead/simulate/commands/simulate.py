@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         load = _load(args.load, workload)
         with _status(errors, load) as say:
             trace, capacity = prepare(workload, settings, load, keep=not args.no_cache, progress=say)
+        if trace.understood:
+            errors.print(trace.understood, style="dim", markup=False, highlight=False)
         for repair in trace.repairs:
             errors.print(
                 f"{repair.rule}: {repair.count:,} ({repair.example})", style="yellow", highlight=False
