@@ -21,7 +21,7 @@ COMMANDS = {
     ),
     "engine": _Command("fairlead.engine.command", "run a model of an LLM engine, served over HTTP"),
     "demo": _Command(
-        "fairlead.demo.command", "show the difference live: four engines, the gateway, three clients"
+        "fairlead.demo.command", "show the difference live: four engines, the gateway, four clients"
     ),
     "verify": _Command(
         "fairlead.simulate.commands.verify", "repeat the decisions of a decision log, and compare"

@@ -37,15 +37,19 @@ def test_a_short_run_writes_its_figures(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     result = json.loads(out.read_text())
     assert [(p["order"], p["policy"]) for p in result["phases"]] == [
-        ("fcfs", "round_robin"),
+        ("fcfs", "least_requests"),
         ("dlpm", "d2lpm"),
         ("dlpm", "marginal"),
     ]
     for phase in result["phases"]:
-        assert set(phase["clients"]) == {"assistant", "docs", "flood"}
+        assert set(phase["clients"]) == {"assistant", "docs", "agent", "flood"}
         assert all(c["failed"] == 0 for c in phase["clients"].values()), run.stdout
         assert phase["tokens_per_s"] > 0
+        got, owed = ([c[key] for c in phase["clients"].values()] for key in ("service", "owed"))
+        assert sum(owed) == pytest.approx(sum(got), abs=4)
     assert "TTFT p99" in run.stdout
+    assert "agent: p99 TTFT" in run.stdout
+    assert "fcfs + least_requests -> dlpm + marginal" in run.stdout
     assert picture.read_text().startswith("<svg")
 
 
@@ -86,9 +90,9 @@ def test_a_bad_length_is_refused(seconds: str) -> None:
 
 def test_any_policy_can_be_compared_and_an_unknown_one_is_named() -> None:
     three = _schedulers(None, None)
-    assert [s.policy for s in three] == ["round_robin", "d2lpm", "marginal"]
+    assert [s.policy for s in three] == ["least_requests", "d2lpm", "marginal"]
     for name in POLICIES.names():
-        assert [s.policy for s in _schedulers(None, name)] == ["round_robin", name]
+        assert [s.policy for s in _schedulers(None, name)] == ["least_requests", name]
     assert _schedulers("vtc:scope=fleet", None)[1][1:] == ("vtc:scope=fleet", "marginal")
     with pytest.raises(PolicyError, match="did you mean 'lmetric'"):
         _schedulers(None, "lmetrik")

@@ -6,7 +6,7 @@ from collections import deque
 import msgspec
 
 from fairlead.demo.figures import COSTS, Seen
-from fairlead.demo.workload import CLIENTS, Planned
+from fairlead.demo.workload import CLIENTS, Client, Planned, turns
 from fairlead.http.client import Call, ClientTimeouts, Pool, UpstreamError
 from fairlead.http.messages import Headers
 
@@ -34,6 +34,7 @@ class _Stream:
         self.status = 0
         self.tail = b""
         self.call: Call | None = None
+        self.ended: asyncio.Future[None] = traffic.loop.create_future()
 
     def head(self, status: int, _headers: Headers) -> None:
         """Note the status."""
@@ -57,6 +58,7 @@ class _Stream:
             seen.prompt_tokens += usage.prompt_tokens
             seen.cached_tokens += cached
             seen.output_tokens += usage.completion_tokens
+            seen.held_s += self.traffic.loop.time() - (self.first or self.scheduled)
         else:
             seen.failed += 1
             seen.last_error = f"status {self.status}: {self.tail[:200].decode(errors='replace')}"
@@ -78,13 +80,14 @@ def _usage(tail: bytes) -> _Usage | None:
 
 
 class Traffic:
-    """All clients of one phase, open loop up to each client's limit of open requests."""
+    """All clients of one phase: open loops up to each one's limit of open requests, and closed loops."""
 
-    def __init__(self, url: str, plan: list[Planned], keys: dict[str, str]) -> None:
+    def __init__(self, url: str, plan: list[Planned], keys: dict[str, str], seed: int = 1) -> None:
         self.loop = asyncio.get_running_loop()
         self.pool = Pool(url, ClientTimeouts(first_byte=120))
         self.plan = plan
         self.keys = keys
+        self.seed = seed
         self.seen = {client.name: Seen() for client in CLIENTS}
         self.open: dict[str, set[_Stream]] = {client.name: set() for client in CLIENTS}
         self.waiting: dict[str, deque[Planned]] = {client.name: deque() for client in CLIENTS}
@@ -93,6 +96,22 @@ class Traffic:
     async def run(self, seconds: float) -> float:
         """Send for ``seconds``, then cut off what is still open. Returns the seconds measured."""
         self.started = self.loop.time()
+        tasks = [
+            (client, task) for client in CLIENTS if not client.rate for task in range(client.outstanding)
+        ]
+        loops = [asyncio.create_task(self._loop(client, task)) for client, task in tasks]
+        try:
+            await self._by_the_clock(seconds)
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+        elapsed = self.loop.time() - self.started
+        self._cut_off()
+        await self.pool.close()
+        return elapsed
+
+    async def _by_the_clock(self, seconds: float) -> None:
         for planned in self.plan:
             delay = self.started + planned.at - self.loop.time()
             if delay > 0:
@@ -104,19 +123,26 @@ class Traffic:
             else:
                 self.waiting[planned.client.name].append(planned)
         await asyncio.sleep(max(0.0, self.started + seconds - self.loop.time()))
-        elapsed = self.loop.time() - self.started
-        self._cut_off()
-        await self.pool.close()
-        return elapsed
+
+    async def _loop(self, client: Client, task: int) -> None:
+        """Send one request after the other, each when the last was answered and a pause is over."""
+        seen = self.seen[client.name]
+        for turn in turns(client, task, self.seed):
+            await asyncio.sleep(turn.pause_s)
+            seen.sent += 1
+            now = self.loop.time() - self.started
+            await self._send(Planned(now, client, turn.prompt, turn.max_tokens)).ended
 
     def ended(self, stream: _Stream) -> None:
         """Send the client's next request, if one waits."""
         name = stream.planned.client.name
         self.open[name].discard(stream)
+        if not stream.ended.done():
+            stream.ended.set_result(None)
         if self.waiting[name]:
             self._send(self.waiting[name].popleft())
 
-    def _send(self, planned: Planned) -> None:
+    def _send(self, planned: Planned) -> _Stream:
         body = msgspec.json.encode(
             {
                 "model": MODEL,
@@ -135,10 +161,32 @@ class Traffic:
         stream = _Stream(self, planned)
         self.open[planned.client.name].add(stream)
         stream.call = self.pool.send(request, stream)
+        return stream
+
+    def demands(self) -> dict[str, float]:
+        """Return the service that each client wanted until now, at the hit rate that it got.
+
+        By the clock: what was sent, or waits to be. A closed loop: what its tasks would have used with the
+        shortest TTFT that they saw; pauses, and the time from first token to last, as they were.
+        """
+        found = {}
+        for client in CLIENTS:
+            name, seen = client.name, self.seen[client.name]
+            each = _each(client, seen)
+            if client.rate:
+                found[name] = seen.service + each * (len(self.open[name]) + len(self.waiting[name]))
+            else:
+                elapsed = self.loop.time() - self.started
+                cycle = client.think_s + min(seen.ttft_ms, default=0.0) / 1000
+                cycle += seen.held_s / seen.completed if seen.completed else 0.0
+                found[name] = max(float(seen.service), each * client.outstanding * elapsed / cycle)
+        return found
 
     def _cut_off(self) -> None:
         """Close what is open; a request without a token counts the time that it has waited."""
         now = self.loop.time()
+        for name, demanded in self.demands().items():
+            self.seen[name].demanded = round(demanded)
         for client in CLIENTS:
             name, seen = client.name, self.seen[client.name]
             for stream in self.open[name]:
@@ -148,10 +196,13 @@ class Traffic:
                     stream.call.cancel()
             late = [now - self.started - planned.at for planned in self.waiting[name]]
             seen.ttft_ms.extend(1000 * wait for wait in late)
-            missed = len(self.open[name]) + len(self.waiting[name])
             self.open[name].clear()
             self.waiting[name].clear()
-            prompts = client.shared_tokens + client.own_tokens
-            share = seen.cached_tokens / seen.prompt_tokens if seen.prompt_tokens else 0.0
-            each = prompts * (1 - share) * COSTS.extend + client.output_tokens * COSTS.output
-            seen.demanded = seen.service + round(missed * each)
+
+
+def _each(client: Client, seen: Seen) -> float:
+    """Return the service of one of a client's requests, by what ended, else by what is planned."""
+    if seen.completed:
+        return seen.service / seen.completed
+    prompt = client.shared_tokens + client.own_tokens
+    return prompt * COSTS.extend + client.output_tokens * COSTS.output

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import uvloop
 from rich.console import Console
 
+from fairlead.config import Config
 from fairlead.core.ordering import ORDERINGS
 from fairlead.core.registry import parse_spec
 from fairlead.core.routing import POLICIES
@@ -32,10 +33,11 @@ class Scheduler(NamedTuple):
     policy: str
 
 
+DEFAULTS = Config()
 SCHEDULERS = (
-    Scheduler("what most run today", "fcfs", "round_robin"),
-    Scheduler("the papers'", "dlpm:scope=worker", "d2lpm"),
-    Scheduler("ours: fleet deficits", "dlpm:scope=fleet", "marginal"),
+    Scheduler("arrival order", "fcfs", "least_requests"),
+    Scheduler("DLPM and D2LPM", "dlpm:scope=worker", "d2lpm"),
+    Scheduler("fairlead's default", DEFAULTS.order, DEFAULTS.policy),
 )
 
 
@@ -49,9 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the traffic (default %(default)s)")
     parser.add_argument(
-        "--order", metavar="POLICY", help="compare fcfs + round_robin with this ordering only (default: dlpm)"
+        "--order",
+        metavar="POLICY",
+        help=f"compare fcfs + least_requests with this ordering only (default: {DEFAULTS.order})",
     )
-    parser.add_argument("--policy", metavar="POLICY", help="and with this routing policy (default: marginal)")
+    parser.add_argument(
+        "--policy", metavar="POLICY", help=f"and with this routing policy (default: {DEFAULTS.policy})"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the summary to FILE as a picture")
     parser.add_argument(
@@ -101,7 +107,7 @@ def _schedulers(order: str | None, policy: str | None) -> tuple[Scheduler, ...]:
     """Return the phases: the three, or the first and what was asked for. PolicyError on unknown names."""
     if order is None and policy is None:
         return SCHEDULERS
-    chosen = Scheduler("as asked for", order or "dlpm", policy or "marginal")
+    chosen = Scheduler("as asked for", order or DEFAULTS.order, policy or DEFAULTS.policy)
     ORDERINGS.resolve(*parse_spec(chosen.order))
     POLICIES.resolve(*parse_spec(chosen.policy))
     return (SCHEDULERS[0], chosen)
@@ -120,18 +126,19 @@ async def _demo(args: argparse.Namespace, schedulers: tuple[Scheduler, ...], con
             policies = f"{scheduler.order} + {scheduler.policy}"
             place = f"{number}/{len(schedulers)}"
             live = View(console, place, scheduler.title, policies, args.plain)
-            phases.append(await _phase(scheduler, planned, args.seconds, Path(folder), live))
+            phases.append(await _phase(scheduler, planned, args.seed, args.seconds, Path(folder), live))
     return phases
 
 
 async def _phase(
-    scheduler: Scheduler, planned: list[Planned], seconds: float, folder: Path, live: View
+    scheduler: Scheduler, planned: list[Planned], seed: int, seconds: float, folder: Path, live: View
 ) -> Phase:
+    policies = ["--order", scheduler.order, "--policy", scheduler.policy]
     async with (
         processes.engines(folder) as workers,
-        processes.gateway(folder, workers, scheduler.order, scheduler.policy) as url,
+        processes.gateway(folder, workers, policies, processes.keys()) as url,
     ):
-        traffic = Traffic(url, planned, processes.keys())
+        traffic = Traffic(url, planned, processes.keys(), seed)
         async with live.watch(url, traffic, seconds):
             elapsed = await traffic.run(seconds)
     return Phase(scheduler.title, scheduler.order, scheduler.policy, traffic.seen, elapsed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fairlead.core.model import Costs
 from fairlead.core.registry import parse_spec
 from fairlead.report.distribution import percentile
-from fairlead.report.fairness import capped_jain
+from fairlead.report.fairness import capped_jain, fair_shares
 
 COSTS = Costs()
 
@@ -24,8 +24,10 @@ class Seen:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    held_s: float = 0.0
+    """Seconds from first token to last, of completed requests together."""
     demanded: int = 0
-    """Service units that all its arrivals would have taken at the hit rate it got."""
+    """Service units that it wanted, at the hit rate it got: see ``Traffic.demands``."""
 
     @property
     def service(self) -> int:
@@ -64,6 +66,13 @@ class Phase:
         seen = list(self.clients.values())
         return capped_jain([s.service for s in seen], [s.demanded for s in seen], [1.0] * len(seen))
 
+    @property
+    def owed(self) -> dict[str, float]:
+        """Each client's max-min fair share of the service delivered: nobody is owed more than it wanted."""
+        wanted = [max(seen.demanded, seen.service) for seen in self.clients.values()]
+        whole = sum(seen.service for seen in self.clients.values())
+        return dict(zip(self.clients, fair_shares(wanted, [1.0] * len(wanted), whole), strict=True))
+
     def as_json(self) -> dict[str, object]:
         """Return the phase as the demo's ``--json`` writes it."""
         name, parameters = parse_spec(self.order)
@@ -77,6 +86,7 @@ class Phase:
                     "ttft_p50_ms": _number(seen.ttft(50)),
                     "ttft_p99_ms": _number(seen.ttft(99)),
                     "service": seen.service,
+                    "owed": round(self.owed[name]),
                     "completed": seen.completed,
                     "sent": seen.sent,
                     "failed": seen.failed,

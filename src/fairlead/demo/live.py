@@ -17,6 +17,7 @@ from fairlead.demo.clients import Traffic
 from fairlead.demo.workload import CLIENTS
 from fairlead.http.client import Pool, UpstreamError
 from fairlead.report.distribution import percentile
+from fairlead.report.fairness import fair_shares
 
 _RECENT = 40  # requests that the live TTFT looks back on
 _BAR = 12
@@ -88,10 +89,12 @@ def _clients(traffic: Traffic, samples: Samples) -> Table:
         ("running", 7),
         ("done", 5),
         ("service", 9),
+        ("of owed", 7),
         ("TTFT p50", 9),
         ("p99", 9),
     ):
         table.add_column(head, justify="right", min_width=width)
+    shares = _shares(traffic)
     for client in CLIENTS:
         seen = traffic.seen[client.name]
         recent = sorted(seen.ttft_ms[-_RECENT:])
@@ -99,8 +102,20 @@ def _clients(traffic: Traffic, samples: Samples) -> Table:
         running = max(0, len(traffic.open[client.name]) - queued)
         service = samples["fairlead_service_total"].get(client.name, 0)
         times = [f"{percentile(recent, p):,.0f} ms" if recent else "" for p in (50, 99)]
-        table.add_row(client.name, str(queued), str(running), str(seen.completed), f"{service:,.0f}", *times)
+        counts = (str(queued), str(running), str(seen.completed), f"{service:,.0f}", shares[client.name])
+        table.add_row(client.name, *counts, *times)
     return table
+
+
+def _shares(traffic: Traffic) -> dict[str, str]:
+    """Return each client's share of what it is owed until now, by the requests that it saw completed."""
+    got = [seen.service for seen in traffic.seen.values()]
+    wanted = [max(*both) for both in zip(traffic.demands().values(), got, strict=True)]
+    owed = fair_shares(wanted, [1.0] * len(got), sum(got))
+    return {
+        name: f"{mine / share:.0%}" if share else "-"
+        for name, mine, share in zip(traffic.seen, got, owed, strict=True)
+    }
 
 
 def _workers(samples: Samples) -> Table:
@@ -124,9 +139,10 @@ def _workers(samples: Samples) -> Table:
 
 def _line(traffic: Traffic) -> str:
     parts = []
+    shares = _shares(traffic)
     for client in CLIENTS:
         seen = traffic.seen[client.name]
         recent = sorted(seen.ttft_ms[-_RECENT:])
         ttft = f"{percentile(recent, 50):,.0f} ms" if recent else "-"
-        parts.append(f"{client.name}: {seen.completed} done, TTFT p50 {ttft}")
+        parts.append(f"{client.name}: {seen.completed} done, {shares[client.name]} of owed, TTFT p50 {ttft}")
     return f"  {traffic.loop.time() - traffic.started:4.0f} s  " + " | ".join(parts)

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from fairlead.demo.clients import MODEL
@@ -55,13 +55,20 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+SIZE = (
+    *("--profile", PROFILE, "--speed", str(SPEED), "--model-name", MODEL),
+    *("--kv-blocks", str(KV_TOKENS // BLOCK_TOKENS), "--block-size", str(BLOCK_TOKENS)),
+)
+"""Options of each of the demo's engines."""
+
+
 @contextlib.asynccontextmanager
-async def engines(directory: Path) -> AsyncIterator[list[str]]:
+async def engines(
+    directory: Path, count: int = ENGINES, options: Sequence[str] = SIZE
+) -> AsyncIterator[list[str]]:
     """Run fresh engines and yield their addresses; their caches are empty, as each phase must begin."""
-    ports = free_ports(ENGINES)
-    size = ["--profile", PROFILE, "--speed", str(SPEED), "--kv-blocks", str(KV_TOKENS // BLOCK_TOKENS)]
-    size += ["--block-size", str(BLOCK_TOKENS), "--model-name", MODEL]
-    commands = [["engine", "--host", HOST, "--port", str(port), *size] for port in ports]
+    ports = free_ports(count)
+    commands = [["engine", "--host", HOST, "--port", str(port), *options] for port in ports]
     async with contextlib.AsyncExitStack() as stack:
         for number, (command, port) in enumerate(zip(commands, ports, strict=True), 1):
             await stack.enter_async_context(_process(f"engine {number}", command, directory, port))
@@ -71,18 +78,20 @@ async def engines(directory: Path) -> AsyncIterator[list[str]]:
 
 
 @contextlib.asynccontextmanager
-async def gateway(directory: Path, workers: Sequence[str], order: str, policy: str) -> AsyncIterator[str]:
-    """Run the gateway in front of ``workers`` and yield its address."""
+async def gateway(
+    directory: Path, workers: Sequence[str], options: Sequence[str], client_keys: Mapping[str, str]
+) -> AsyncIterator[str]:
+    """Run the gateway in front of ``workers`` and yield its address. ``client_keys``: client to API key."""
     (port,) = free_ports(1)
     config = directory / "fairlead.toml"
     config.write_text(
         "".join(
             f'[clients.{name}]\napi_keys = ["sha256:{hashlib.sha256(key.encode()).hexdigest()}"]\n'
-            for name, key in keys().items()
+            for name, key in client_keys.items()
         )
     )
-    command = ["serve", "--host", HOST, "--port", str(port), "--config", str(config), "--order", order]
-    command += ["--policy", policy, "--worker-urls", *workers]
+    command = ["serve", "--host", HOST, "--port", str(port), "--config", str(config), *options]
+    command += ["--worker-urls", *workers]
     async with _process("gateway", command, directory, port):
         await _ready("gateway", port, "/ready", directory)
         yield f"http://{HOST}:{port}"
