@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo fast test test-fast test-examples lint check bench docs experiments test-engines lock clean help
+.PHONY: demo fast test test-fast test-examples lint check bench bench-closed-loop docs experiments test-engines lock clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -22,7 +22,7 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
 	$(PIP) install --require-hashes -r requirements/dev.lock
 	@touch $@
 
-demo: $(VENV)/.runtime ## four engines, the gateway, three clients: the difference, live, in a minute
+demo: $(VENV)/.runtime ## four engines, the gateway, four clients: the difference, live, in a minute
 	@$(BIN)/fairlead demo $(ARGS)
 
 fast: $(VENV)/.dev ## compile the hot path (two minutes; needs a C compiler): docs/compiled.md
@@ -59,6 +59,9 @@ check: lint test ## what to run before a commit
 bench: $(VENV)/.dev ## the core's and the simulator's benchmarks: ratios, and absolute figures
 	@for b in core.index core.ordering core.routing core.dispatcher simulate; do echo "== benchmarks.$$b"; \
 	  $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
+
+bench-closed-loop: $(VENV)/.runtime ## what a light client gets beside heavy ones: gateway and engine as processes, six minutes
+	@$(BIN)/python -m benchmarks.gateway.closed_loop $(ARGS)
 
 $(VENV)-docs/.done: requirements/docs.lock | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)-docs
