@@ -10,11 +10,15 @@ from fairlead.core.ordering.fcfs import Fcfs
 from fairlead.core.ordering.k_lpm import KLpm
 from fairlead.core.ordering.lpm import Lpm
 from fairlead.core.ordering.plas import Plas
+from fairlead.core.ordering.priority import Priority
 from fairlead.core.ordering.vtc import Vtc
 from fairlead.core.registry import Registry
 
 ORDERINGS: Registry[Ordering] = Registry(
-    "ordering policy", (Fcfs, Lpm, KLpm, Plas, Drr, Vtc, Dlpm), group="fairlead.ordering", method="make_queue"
+    "ordering policy",
+    (Fcfs, Priority, Lpm, KLpm, Plas, Drr, Vtc, Dlpm),
+    group="fairlead.ordering",
+    method="make_queue",
 )
 
 __all__ = ["ORDERINGS", "Ordering", "OrderingContext", "make_ordering"]
