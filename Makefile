@@ -76,7 +76,7 @@ docs: $(VENV)/.runtime $(VENV)-docs/.done ## write the generated pages, then bui
 	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet --clean
 	@echo "site/index.html"
 
-experiments: $(VENV)/.runtime ## E1 to E5 in their quick forms, a minute; docs/experiments.md has the full ones
+experiments: $(VENV)/.runtime ## E1 to E5 and E7 in their quick forms, a minute; docs/experiments.md has the full ones
 	@$(BIN)/fairlead experiment --quick $(ARGS)
 
 lock: ## renew the locked dependencies

@@ -80,7 +80,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Experiment:
 
 
 @pytest.mark.parametrize("quick", [True, False])
-@pytest.mark.parametrize("name", ["e1", "e2", "e3", "e4", "e5"])
+@pytest.mark.parametrize("name", ["e1", "e2", "e3", "e4", "e5", "e7"])
 def test_cells_can_be_run_and_meet_the_same_requests(name: str, quick: bool, tmp_path: Path) -> None:
     """Every spec resolves; cells of one row, seed and place differ in nothing but the policies."""
     options = Options(quick, (1, 2, 3), None, tmp_path)

@@ -1,4 +1,4 @@
-"""``fairlead experiment``: E1 to E5, the papers' claims and ours, each with one command."""
+"""``fairlead experiment``: E1 to E7, the papers' claims and ours, each with one command."""
 
 import argparse
 import os

@@ -95,6 +95,7 @@ def planned(
     x: float | None = None,
     kv_tokens: int = 0,
     max_num_seqs: int = 0,
+    until_us: int = 0,
     sample: Sample = ALL,
 ) -> Planned:
     """Return a cell of ``contender`` on ``workload``; both get the seed."""
@@ -106,6 +107,7 @@ def planned(
         engine=engine,
         kv_tokens=kv_tokens,
         max_num_seqs=max_num_seqs,
+        until_us=until_us,
         seed=seed,
     )
     at = "" if x is None else f" at {x:g}"
@@ -119,7 +121,7 @@ Stage = Callable[[Options, Sequence[CellFigures]], list[Planned]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """One of E1 to E5."""
+    """One of E1 to E7."""
 
     name: str
     title: str
