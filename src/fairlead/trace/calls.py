@@ -74,15 +74,16 @@ class Calls:
         self._block = block
         self._closed = closed
         self._history = history
-        self._added = 0
+        self.added = 0
+        """Requests so far."""
         self._sessions: dict[_Session, list[tuple[int, Call]]] = {}
         self.turns = 0
         """Requests that follow an answer; after ``finish``."""
 
     def add(self, call: Call) -> int:
         """Take the next request and return its number."""
-        number = self._added
-        self._added += 1
+        number = self.added
+        self.added += 1
         if call.session:
             self._sessions.setdefault((call.client, call.session), []).append((number, call))
         else:

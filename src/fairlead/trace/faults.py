@@ -20,7 +20,8 @@ BROKEN_SHARE = 0.01
 MESSAGE_LENGTH = 300
 """Characters of a line's fault that are shown."""
 
-MAX_TOKENS = (1 << 31) - 1
+MAX_TOKENS = (1 << 24) - 1
+"""More than any model's context. A line with 2 billion tokens would take as many keys."""
 MAX_TIME_US = 1 << 60
 
 

@@ -5,7 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from fairlead.core.params import PolicyError, nearest, resolve
-from fairlead.trace import conversations, decision_trace, hashed, kv_cache_tester, mapped, servegen, tables
+from fairlead.trace import (
+    conversations,
+    decision_trace,
+    hashed,
+    kv_cache_tester,
+    mapped,
+    prompts,
+    servegen,
+    tables,
+    usage_logs,
+)
 from fairlead.trace.files import Sample, sample
 from fairlead.trace.mapped import MUST
 from fairlead.trace.model import Trace, TraceError
@@ -18,7 +28,7 @@ READERS: dict[str, Reader] = {
     reader.name: reader
     for reader in (
         *hashed.READERS, *kv_cache_tester.READERS, *tables.READERS, *servegen.READERS, *conversations.READERS,
-        *decision_trace.READERS, *mapped.READERS,
+        *usage_logs.READERS, *prompts.READERS, *decision_trace.READERS, *mapped.READERS,
     )
 }  # fmt: skip
 """Every format by name. To add one, add its ``Reader`` here."""

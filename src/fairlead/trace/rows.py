@@ -27,6 +27,8 @@ US_PER = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 
 _LONGEST_CELL = 1 << 28
 """Characters of a CSV cell: exports hold whole prompts."""
+_HOLDERS = {"data", "items", "logs", "results", "rows"}
+"""Fields of a document in one line that hold its list of requests."""
 _LONGEST_ROW = 10_000
 """Columns of a row that are looked at; more are no table of requests."""
 
@@ -57,6 +59,8 @@ def read_rows(
                 take(row.where, row.cells)
             except ValueError as error:
                 problem = str(error)
+            except RecursionError:
+                problem = "nested too deeply"
         if problem and row.cut:
             faults.mended("the last line breaks off: left out", f"{row.where}: {problem}")
         elif problem:
@@ -85,7 +89,8 @@ def _is_lines(head: bytes) -> bool:
         found = decode(first, dict[str, msgspec.Raw])
     except ValueError:  # a document over several lines, or in one very long line
         return bool(rest.strip()) and first.rstrip().endswith(b"}")
-    return bool(rest.strip()) or not any(bytes(value).startswith(b"[{") for value in found.values())
+    held = (bytes(value).lstrip(b"[ ") for name, value in found.items() if name in _HOLDERS)
+    return bool(rest.strip()) or not any(value.startswith(b"{") for value in held)
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -227,6 +232,11 @@ def fraction(cells: Cells, field: str) -> float:
         raise ValueError(f"{field} is out of range") from None
 
 
+def since(cells: Cells, field: str, per_unit: float) -> int:
+    """Return a number of units of ``per_unit`` microseconds in microseconds."""
+    return microseconds(field, fraction(cells, field), per_unit)
+
+
 def moment(cells: Cells, field: str, per_unit: float, example: str = "2023-11-16 18:17:03.9799600") -> int:
     """Return a time in microseconds: a number of units of ``per_unit`` microseconds, or a date with a time.
 
@@ -235,7 +245,7 @@ def moment(cells: Cells, field: str, per_unit: float, example: str = "2023-11-16
     found = value(cells, field)
     if isinstance(found, str) and _number(found) is None:
         return _date(field, found, example)
-    return microseconds(field, fraction(cells, field), per_unit)
+    return since(cells, field, per_unit)
 
 
 def date(cells: Cells, field: str, example: str = "2023-11-16 18:17:03.9799600") -> int:

@@ -80,6 +80,12 @@ class Store:
             raise ValueError(f"{len(at)} times for {len(self._at)} sessions")
         self._at = at
 
+    def rename_client(self, old: ClientId, new: ClientId) -> None:
+        """Call client ``old`` ``new``, or ``new-``, ``new--`` if another is called so."""
+        while new in self._clients:
+            new += "-"
+        self._clients = {new if name == old else name: number for name, number in self._clients.items()}
+
     def turn(self, index: int) -> Turn:
         """Return turn ``index``, counted over all sessions."""
         start, middle, end = (

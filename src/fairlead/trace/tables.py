@@ -1,82 +1,24 @@
-"""CSV traces without prefixes: Azure's 2023 inference traces and the VTC paper's arena trace."""
+"""CSV traces without prompts: Azure's inference traces, the VTC paper's arena trace, and BurstGPT."""
 
-import csv
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 
 from fairlead.core.model import ClientId
 from fairlead.core.params import Param, Values
-from fairlead.trace.faults import Faults, microseconds
-from fairlead.trace.files import Sample, lines
-from fairlead.trace.model import Trace, TraceError
+from fairlead.trace.calls import HISTORY, HISTORY_PARAM, SESSIONS, Call, Calls, closed, gaps_label
+from fairlead.trace.faults import Faults
+from fairlead.trace.files import Sample
+from fairlead.trace.model import Trace
 from fairlead.trace.reader import NO_CLIENTS, ONE_CLIENT, Reader, identify
-from fairlead.trace.store import Store
+from fairlead.trace.rows import Cells, date, read_rows, since, value, whole, word
+from fairlead.trace.store import Store, counted
 
 _NO_PREFIXES = "the source has no prompts: requests share no prefix"
-_Row = Mapping[str, str]
+_REMEDY = "mend or remove those lines"
 
 
-def _cells(text: bytes) -> list[str]:
-    return next(csv.reader([text.decode("utf-8-sig", "replace").strip("\r\n")]), [])
-
-
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str], bool]]:
-    """Yield place, cells by column, and whether the line breaks off: the last one, with cells missing."""
-    found: list[str] = []
-    for number, text in lines(path):
-        cells = _cells(text)
-        if not found:
-            found = cells
-            missing = [column for column in columns if column not in found]
-            if missing:
-                raise TraceError(
-                    f"{path}: line {number}: no column {missing[0]} (found: {', '.join(found)}); "
-                    "the first line must name the columns"
-                )
-            continue
-        yield (
-            f"line {number}",
-            dict(zip(found, cells, strict=False)),
-            (not text.endswith(b"\n") and len(cells) < len(found)),
-        )
-
-
-def _whole(row: _Row, column: str) -> int:
-    text = row.get(column)
-    if text is None:
-        raise ValueError(f"{column} is missing")
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{column} is {text!r}, not a whole number") from None
-
-
-def _timestamp(row: _Row) -> int:
-    """Return microseconds since 1970. Seven digits of a second are cut to six; no zone means UTC."""
-    text = row.get("TIMESTAMP", "")
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"TIMESTAMP is {text!r}, not like 2023-11-16 18:17:03.9799600") from None
-    moment = moment.replace(tzinfo=moment.tzinfo or UTC)
-    if moment.year < 1970:
-        raise ValueError(f"TIMESTAMP is {text}, before 1970")
-    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
-
-
-def _arrival_s(row: _Row) -> int:
-    text = row.get("arrival_s", "")
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise ValueError(f"arrival_s is {text!r}, not a number") from None
-    return microseconds("arrival_s", seconds, 1e6)
-
-
-def _client(row: _Row) -> ClientId:
-    name = row.get("client_id", "")
+def _client(cells: Cells) -> ClientId:
+    name = word(cells, "client_id")
     if not name:
         raise ValueError("client_id is missing")
     return name
@@ -85,8 +27,9 @@ def _client(row: _Row) -> ClientId:
 def _read(
     form: str,
     columns: tuple[str, str, str],
-    arrival: Callable[[_Row], int],
-    client: Callable[[_Row], ClientId] | None,
+    arrival: Callable[[Cells, str], int],
+    client: Callable[[Cells], ClientId] | None,
+    unit: str,
 ) -> Callable[[Path, Values], Trace]:
     time_column, prompt_column, output_column = columns
     needed = (time_column, prompt_column, output_column, *(("client_id",) if client else ()))
@@ -94,55 +37,113 @@ def _read(
     def read(path: Path, values: Values) -> Trace:
         faults = Faults(path)
         store = Store()
-        count = 0
-        for where, row, cut in _rows(path, needed):
-            count += 1
-            try:
-                at = arrival(row)
-                prompt = faults.at_least_one(where, prompt_column, _whole(row, prompt_column))
-                output = faults.at_least_one(where, output_column, _whole(row, output_column))
-                who = client(row) if client else ONE_CLIENT
-            except ValueError as error:
-                if cut:
-                    faults.mended("the last line breaks off: left out", f"{where}: {error}")
-                else:
-                    faults.broken(where, str(error))
-                continue
+
+        def take(where: str, cells: Cells) -> None:
+            at = arrival(cells, time_column)
+            prompt = faults.at_least_one(where, prompt_column, whole(cells, prompt_column))
+            output = faults.at_least_one(where, output_column, whole(cells, output_column))
+            who = client(cells) if client else ONE_CLIENT
             faults.arrival(where, at)
             store.add_session(at, who)
             store.add_turn(prompt, output)
-        repairs = faults.finish(count, "mend or remove those lines")
+
+        repairs = faults.finish(read_rows(path, faults, take, needed), _REMEDY)
         labels = [_NO_PREFIXES, *([] if client else [NO_CLIENTS])]
-        return store.trace(
-            path.name, values.integer("block_tokens"), identify(form, path, values), labels, repairs
-        )
+        block = values.integer("block_tokens")
+        return store.trace(path.name, block, identify(form, path, values), labels, repairs, facts=[unit])
 
     return read
 
 
+_FAILED = "requests without an answer (failed): left out"
+_BURST = ("Timestamp", "Model", "Request tokens", "Response tokens", "Log Type")
+_BY = {"model": "Model", "log_type": "Log Type"}
+
+
+def _read_burstgpt(path: Path, values: Values) -> Trace:
+    """Read BurstGPT: seconds since the first day's midnight; ``Session ID`` is in later releases only."""
+    faults = Faults(path)
+    store = Store()
+    block = values.integer("block_tokens")
+    calls = Calls(store, block, closed=closed(values), history=values.flag("history"))
+    models: set[str] = set()
+    by = _BY.get(values.word("client"))
+
+    def take(where: str, cells: Cells) -> None:
+        at = since(cells, "Timestamp", 1e6)
+        prompt = whole(cells, "Request tokens")
+        output = whole(cells, "Response tokens")
+        if output == 0:
+            faults.mended(_FAILED, f"{where}: Response tokens is 0")
+            return
+        call = Call(
+            at,
+            faults.at_least_one(where, "Request tokens", prompt),
+            faults.at_least_one(where, "Response tokens", output),
+            (word(cells, by) if by else "") or ONE_CLIENT,
+            word(cells, "Session ID"),
+        )
+        if value(cells, "Elapsed time") is not None:
+            call.end = at + since(cells, "Elapsed time", 1e6)
+        models.add(word(cells, "Model"))
+        faults.arrival(where, at)
+        calls.add(call)
+
+    repairs = faults.finish(read_rows(path, faults, take, _BURST), _REMEDY)
+    calls.finish()
+    labels = [] if by else [NO_CLIENTS]
+    if not calls.turns:
+        labels.append(_NO_PREFIXES)
+    else:
+        labels.append(gaps_label(ends=True))
+        labels.append(HISTORY if values.flag("history") else _NO_PREFIXES)
+    facts = [counted(len(models), "model"), "arrivals in seconds"]
+    return store.trace(path.name, block, identify("burstgpt", path, values), labels, repairs, facts=facts)
+
+
 def _has(*columns: str) -> Callable[[Sample], bool]:
     def sniff(sample: Sample) -> bool:
-        first = sample.head.splitlines()[:1]
-        return not sample.names and bool(first) and set(columns) <= set(_cells(first[0]))
+        return set(columns) <= set(sample.columns() or sample.keys())
 
     return sniff
 
 
-_BLOCK = (Param("block_tokens", 16, "tokens of a KV block; no block is shared", low=1),)
+_BLOCK = Param("block_tokens", 16, "tokens of a KV block; no block is shared", low=1)
 
 READERS = (
     Reader(
         "azure",
         "CSV TIMESTAMP,ContextTokens,GeneratedTokens",
         _has("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-        _read("azure", ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _timestamp, None),
-        _BLOCK,
+        _read("azure", ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), date, None, "arrivals are dates"),
+        (_BLOCK,),
+        "Azure CSV",
     ),
     Reader(
         "vtc-arena",
         "CSV req_id,client_id,arrival_s,input_tokens,output_tokens",
         _has("client_id", "arrival_s", "input_tokens", "output_tokens"),
-        _read("vtc-arena", ("arrival_s", "input_tokens", "output_tokens"), _arrival_s, _client),
-        _BLOCK,
+        _read(
+            "vtc-arena",
+            ("arrival_s", "input_tokens", "output_tokens"),
+            lambda cells, field: since(cells, field, 1e6),
+            _client,
+            "arrivals in seconds",
+        ),
+        (_BLOCK,),
+        "VTC arena CSV",
+    ),
+    Reader(
+        "burstgpt",
+        "CSV Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type, perhaps with Session ID",
+        _has(*_BURST),
+        _read_burstgpt,
+        (
+            Param("client", "none", "column whose values are clients", choices=("none", *_BY)),
+            SESSIONS,
+            HISTORY_PARAM,
+            Param("block_tokens", 16, "tokens of a KV block", low=1),
+        ),
+        "BurstGPT CSV",
     ),
 )
