@@ -8,7 +8,6 @@ same run. Matches are given: finding them is the prefix index's part.
 import argparse
 import random
 from collections.abc import Callable
-from math import sqrt
 from time import perf_counter
 
 from tests.core import routing_naive as naive
@@ -55,7 +54,6 @@ NAIVE: dict[str, Naive] = {
 def make_fleet(size: int, rng: random.Random, full: float) -> PlainFleet:
     """A busy fleet whose prefix caches are ``full`` (share of their pools) or more."""
     fleet = PlainFleet(size, batch_size=[rng.randrange(5, 60) for _ in range(size)])
-    fleet.root = [sqrt(b + 1) for b in fleet.batch_size]
     fleet.queued = [rng.randrange(3) for _ in range(size)]
     fleet.pending_prefill_tokens = [rng.randrange(20_000) for _ in range(size)]
     fleet.kv_used = [rng.randrange(400_000) for _ in range(size)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from copy import copy
-from math import sqrt
 
 from fairlead.core.model import Request
 from fairlead.core.routing import make_routing
@@ -20,7 +19,6 @@ class PlainFleet:
         self.candidates = list(range(n))
         self.batch_size = list(batch_size or [0] * n)
         self.running = list(self.batch_size)
-        self.root = [sqrt(b + 1) for b in self.batch_size]
         self.queued = [0] * n
         self.pending_prefill_tokens = [0] * n
         self.kv_used = [0] * n

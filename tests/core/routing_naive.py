@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
 
 
 @dataclass
@@ -42,16 +41,16 @@ def lmetric(workers: list[Worker], prompt: int, last: int) -> int | None:
 
 
 def marginal_score(worker: Worker, prompt: int) -> float:
-    """125 tokens of output are usual, and a token of context read costs 1 / 5,000."""
-    reading = 125 / 5_000 * worker.context
+    """125 tokens of output are usual; half as many stand in the KV of each sequence beside it."""
+    decoding = 125 / 2_000 * (worker.context + (200 + 125 / 2) * worker.batch_size)
     extend = prompt - worker.matched
     evicting = min(extend, max(0, worker.kv_cached + extend - worker.kv_tokens))
     overflow = max(0, worker.kv_used + extend - worker.kv_tokens)
     return (
         worker.pending_prefill_tokens
         + overflow
-        + reading
-        + (extend + 2 * worker.hit_rate * evicting) * sqrt(worker.batch_size + 1)
+        + decoding
+        + (extend + 2 * worker.hit_rate * evicting) * (1 + worker.batch_size / 8)
     )
 
 

@@ -4,7 +4,6 @@ import os
 import random
 import subprocess
 import sys
-from math import sqrt
 from pathlib import Path
 
 import pytest
@@ -93,7 +92,6 @@ class World:
         fleet = self.fleet
         fleet.batch_size[slot] += n
         fleet.running[slot] += n
-        fleet.root[slot] = sqrt(fleet.batch_size[slot] + 1)
         fleet.kv_used[slot] += n * prompt
         fleet.pending_prefill_tokens[slot] += n * extend
 
@@ -135,7 +133,6 @@ class World:
             for values in vars(fleet).values():
                 if isinstance(values, list) and values is not fleet.candidates:
                     values.append(0)
-            fleet.root[slot] = 1.0
             fleet.kv_tokens[slot] = 50_000
             self.cached.append({})
         fleet.ids[slot] = f"w{self.rid}-{slot}"

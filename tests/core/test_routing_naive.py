@@ -1,7 +1,6 @@
 """Differential: the policies against their definitions written naively, on random fleets and histories."""
 
 import random
-from math import sqrt
 
 import pytest
 from hypothesis import assume, given, settings
@@ -52,7 +51,6 @@ def plain(workers):
         "hit_rate",
     ):
         setattr(fleet, name, [getattr(w, name) for w in workers])
-    fleet.root = [sqrt(b + 1) for b in fleet.batch_size]
     fleet.candidates = [w.slot for w in workers if w.candidate]
     return fleet, match(fleet, [w.matched for w in workers])
 

@@ -5,12 +5,9 @@ and a decision over a thousand workers is a few passes over plain lists of numbe
 """
 
 from collections.abc import Callable
-from math import sqrt
 
 from fairlead.core.model import ClientId, Limits, WorkerId
 from fairlead.core.outputs import OutputLengths
-
-_ROOTS = [sqrt(n + 1) for n in range(4096)]
 
 
 class FleetState:
@@ -30,7 +27,6 @@ class FleetState:
         self.running: list[int] = []
         self.queued: list[int] = []
         self.batch_size: list[int] = []
-        self.root: list[float] = []
         self.pending_prefill_tokens: list[int] = []
         self._kv_used: list[int] = []
         self._kv_running: list[int] = []
@@ -102,7 +98,6 @@ class FleetState:
         ):  # fmt: skip
             zeros.append(0)
         self.hit_rate.append(0.0)
-        self.root.append(1.0)
         self._waits.append({})
 
     def leave(self, slot: int) -> None:
@@ -145,8 +140,7 @@ class FleetState:
         """So many sequences more, or fewer, wait for the worker."""
         before = self.queued[slot]
         self.queued[slot] = after = before + change
-        self.batch_size[slot] = size = self.batch_size[slot] + change
-        self.root[slot] = _ROOTS[size] if size < 4096 else sqrt(size + 1)
+        self.batch_size[slot] += change
         limit = self.queue_limit[slot]
         if (before < limit) is not (after < limit):
             self.refresh()
@@ -190,8 +184,7 @@ class FleetState:
     def begin(self, slot: int, sequences: int) -> None:
         """A request of so many sequences runs that never waited."""
         self.running[slot] += sequences
-        self.batch_size[slot] = size = self.batch_size[slot] + sequences
-        self.root[slot] = _ROOTS[size] if size < 4096 else sqrt(size + 1)
+        self.batch_size[slot] += sequences
 
     def start(self, slot: int, sequences: int) -> None:
         """A request goes from waiting to running: the batch size stays."""
@@ -204,8 +197,7 @@ class FleetState:
     def end(self, slot: int, sequences: int) -> None:
         """A running request ended."""
         self.running[slot] -= sequences
-        self.batch_size[slot] = size = self.batch_size[slot] - sequences
-        self.root[slot] = _ROOTS[size] if size < 4096 else sqrt(size + 1)
+        self.batch_size[slot] -= sequences
 
     def refresh(self) -> None:
         """Find the candidates again. O(slots), on changes of health and of a full queue only."""

@@ -37,10 +37,6 @@ class Fleet(Protocol):
         """Batch size: ``running`` + ``queued``."""
 
     @property
-    def root(self) -> Sequence[float]:
-        """sqrt(batch size + 1), kept current so that a decision over many workers need not compute it."""
-
-    @property
     def pending_prefill_tokens(self) -> Sequence[int]:
         """Pending prefill: extend tokens assigned to the worker and not yet computed."""
 
