@@ -48,7 +48,10 @@ class NaiveLpm:
 
 
 class NaiveDlpm:
-    """Algorithm 1 of the paper for each scope, with the fleet's rules where a scope has many queues."""
+    """Algorithm 1 of the paper for each scope, with the fleet's rules where a scope has many queues.
+
+    ``light``: rounds for absent clients too, and newly active clients first.
+    """
 
     def __init__(
         self,
@@ -59,7 +62,13 @@ class NaiveDlpm:
         skip: bool,
         debt_limit: int,
         ageing: int | None = None,
+        light: bool = False,
     ) -> None:
+        self.light = light
+        self.fresh: set[tuple[int, str]] = set()
+        self.lead: dict[int, int] = {}
+        self.pace: dict[int, int] = {}
+        self.running: dict[tuple[int, str], int] = {}
         self.ageing = ageing
         self.base = quantum
         self.costs = costs
@@ -79,15 +88,49 @@ class NaiveDlpm:
     def credit(self, number: int, client: str) -> int:
         return self.q.get(self.key(number, client), 0)
 
-    def charge(self, number: int, client: str, units: int) -> None:
+    def open(self, number: int, client: str) -> tuple[int, str]:
         key = self.key(number, client)
-        self.q[key] = self.q.get(key, 0) - units
+        self.q.setdefault(key, self.quantum(client) if self.light else 0)
+        return key
+
+    def charge(self, number: int, client: str, units: int) -> None:
+        key = self.open(number, client)
+        waiting = {self.key(number, c) for c in self.queued(number)}
+        if key not in self.fresh or waiting - self.fresh:
+            lead = self.lead.get(key[0], 0) + (units if key in self.fresh else -units)
+            self.lead[key[0]] = min(max(lead, 0), self.base)
+        active = {c for c in self.queued(number) if self.key(number, c) in self.q}
+        active |= {c for (scope, c), n in self.running.items() if scope == key[0] and n}
+        quanta = sum(map(self.quantum, active)) or self.quantum(client)
+        pace = self.pace.get(key[0], 0) + units * 2**32 // quanta
+        self.pace[key[0]] = min(max(pace, 0), 2**32)
+        self.q[key] -= units
+        if self.q[key] <= 0:
+            self.fresh.discard(key)
+
+    def admitted(self, number: int, client: str) -> None:
+        key = self.open(number, client)
+        self.running[key] = self.running.get(key, 0) + 1
+
+    def released(self, number: int, client: str) -> None:
+        self.running[self.key(number, client)] -= 1
+
+    def push(self, number: int, item: QueuedRequest) -> None:
+        queued = self.queued(number)
+        if self.light and queued and item.client not in queued:
+            self.pass_rounds(number)
+        key = self.open(number, item.client)
+        if item.client not in queued:
+            self.fresh.discard(key)
+            if self.light and self.q[key] > 0:
+                self.fresh.add(key)
+        self.queues[number].push(item)
 
     def set_weight(self, client: str, weight: float) -> None:
         self.weights[client] = weight
         for key, q in self.q.items():
             if key[1] == client:
-                self.q[key] = min(q, self.quantum(client))
+                self.q[key] = min(q, self.quantum(client) * (2 if self.light else 1))
 
     def queued(self, number: int) -> set[str]:
         scope = self.queues.values() if self.fleet else [self.queues[number]]
@@ -98,14 +141,39 @@ class NaiveDlpm:
         if not queue.items:
             return None
         items = sorted(queue.items, key=lambda item: (self.rank(queue, item), item.seq))
-        while all(self.credit(number, client) <= 0 for client in self.queued(number)):
-            for client in self.queued(number):
-                if self.credit(number, client) <= 0:
-                    self.charge(number, client, -self.quantum(client))
+        self.pass_rounds(number)
         positive = [item for item in items if self.credit(number, item.client) > 0]
         if positive:
-            return choose(positive, fits, self.skip)
+            others_first = self.lead.get(self.key(number, "")[0], 0) >= self.base
+
+            def late(item: QueuedRequest) -> bool:
+                return (self.key(number, item.client) in self.fresh) is others_first
+
+            return choose(sorted(positive, key=late), fits, self.skip)
         return self.least_indebted(number, items, fits)
+
+    def pass_rounds(self, number: int) -> None:
+        queued = self.queued(number)
+        credited = {client for client in queued if self.credit(number, client) > 0}
+        if not credited:
+            while all(self.credit(number, client) <= 0 for client in queued):
+                self.refill(number)
+            return
+        held_up = all(self.key(number, client) in self.fresh for client in credited)
+        paced = self.pace.get(self.key(number, "")[0], 0) >= 2**32
+        if self.light and credited != queued and held_up and paced:
+            self.refill(number)
+
+    def refill(self, number: int) -> None:
+        queued, scope = self.queued(number), self.key(number, "")[0]
+        self.fresh = {key for key in self.fresh if key[0] != scope}
+        self.pace[scope] = 0
+        for key, q in self.q.items():
+            quantum = self.quantum(key[1])
+            if key[0] == scope and key[1] in queued:
+                self.q[key] += quantum
+            elif key[0] == scope and self.light:
+                self.q[key] = max(q, min(q + quantum, 2 * quantum))
 
     def rank(self, queue: NaiveQueue, item: QueuedRequest) -> tuple[int, int]:
         if self.ageing is None:
@@ -123,7 +191,7 @@ class NaiveDlpm:
         least = min(map(owed, clients))
         if least >= self.debt_limit:
             for client in clients:
-                self.charge(number, client, -(least - self.debt_limit // 2) * self.quantum(client))
+                self.q[self.key(number, client)] += (least - self.debt_limit // 2) * self.quantum(client)
         return choose(sorted(items, key=lambda item: owed(item.client)), fits, self.skip)
 
 
@@ -159,7 +227,12 @@ class NaiveVtc:
             last = self.last_left.get(self.key(number, "")[0])
             others = queued or ({last} if last else set())
             level = min((self.counter(number, client) for client in others), default=Fraction(0))
+            lifted = bool(queued) and self.counter(number, item.client) < level
             self.counters[self.key(number, item.client)] = max(self.counter(number, item.client), level)
+            self.queues[number].push(item)
+            if lifted:
+                self.queues[number].born[item.client] -= 1_000_000  # before whom it ties with now
+            return
         self.queues[number].push(item)
 
     def discard(self, number: int, item: QueuedRequest) -> None:

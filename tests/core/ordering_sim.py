@@ -99,7 +99,7 @@ class Sim:
             if batch and self.rng.random() < 0.1:
                 self.preempt(number, self.rng.choice(batch))
             if batch and self.rng.random() < 0.1:
-                batch.remove(self.rng.choice(batch))  # cancelled while it ran
+                self.end(number, self.rng.choice(batch))  # cancelled while it ran
             while len(batch) < self.slots:
                 self.admit(number)
         for number, batch in enumerate(self.batches):
@@ -108,8 +108,12 @@ class Sim:
                 self.ordering.decoded(number, job.item.client, 1)
                 self.deliver(job.item.client, self.costs.output)
                 if job.produced == job.output:
-                    batch.remove(job)
+                    self.end(number, job)
         self.ordering.check()
+
+    def end(self, number: int, job: Running) -> None:
+        self.batches[number].remove(job)
+        self.ordering.released(number, job.item.client)
 
     def admit(self, number: int) -> None:
         item = self.queues[number].head()
@@ -128,7 +132,7 @@ class Sim:
 
     def preempt(self, number: int, job: Running) -> None:
         """Send a running request back to the queue; what stays cached of it is drawn anew."""
-        self.batches[number].remove(job)
+        self.end(number, job)
         keys = job.item.keys
         self.matches[keys] = self.rng.randint(0, len(keys))
         job.item = QueuedRequest(job.item.request, job.item.seq)

@@ -26,7 +26,9 @@ PARAMS_DLPM = [
         "debt_limit": limit,
         "ties": ties,
         "ageing": ageing,
+        "light": light,
     }
+    for light in (True, False)
     for scope, quantum, limit in (("worker", 7, 32), ("fleet", 1, 4), ("fleet", 20, 2), ("fleet", 40, 32))
     for on_no_fit in ("stop", "skip")
     for ties, ageing in (("arrival", 200), ("short", 3))
@@ -72,6 +74,7 @@ class World:
         self.seq = 0
         self.items: list[tuple[int, QueuedRequest]] = []
         self.gone: list[tuple[int, QueuedRequest]] = []
+        self.running: list[tuple[int, str]] = []
 
     def run(self, ops: list[tuple[int, int]]) -> None:
         for op, dice in ops:
@@ -94,10 +97,14 @@ class World:
                 self.weighted(client, weight)
             elif op < 80 and self.items:
                 self.take(*self.items[dice % len(self.items)])
-            elif op < 83 and self.gone:
+            elif op < 85 and self.running:
+                number, client = self.running.pop(dice % len(self.running))
+                self.ordering.released(number, client)
+                self.released(number, client)
+            elif op < 88 and self.gone:
                 number, item = self.gone.pop(dice % len(self.gone))
                 self.add(number, QueuedRequest(item.request, item.seq))
-            elif op < 92:
+            elif op < 94:
                 keys = prompt(dice // 3)
                 self.queues[number].cache_stored(self.caches[number].store(keys, 1 + dice % 4))
             elif self.caches[number].keys:
@@ -137,6 +144,8 @@ class World:
         if item is not None:
             self.take(number, item)
             extend = item.request.prompt_tokens - item.matched_tokens
+            self.running.append((number, item.client))
+            self.begun(number, item.client)
             self.ordering.admitted(number, item, extend)
             self.charged(number, item.client, self.costs.extend * self.charged_at_admission(item, extend))
 
@@ -152,6 +161,8 @@ class World:
 
     def pushed(self, number: int, item: QueuedRequest) -> None: ...
     def discarded(self, number: int, item: QueuedRequest) -> None: ...
+    def begun(self, number: int, client: str) -> None: ...
+    def released(self, number: int, client: str) -> None: ...
     def charged(self, number: int, client: str, units: int) -> None: ...
     def weighted(self, client: str, weight: float) -> None: ...
     def expected(self, number: int, fits) -> QueuedRequest | None: ...
@@ -180,13 +191,19 @@ class DlpmWorld(World):
         naive.queues = {n: NaiveQueue(self.caches[n].matched) for n in QUEUES}
 
     def pushed(self, number, item):
-        self.naive.queues[number].push(item)
+        self.naive.push(number, item)
 
     def discarded(self, number, item):
         self.naive.queues[number].discard(item)
 
     def charged(self, number, client, units):
         self.naive.charge(number, client, units)
+
+    def begun(self, number, client):
+        self.naive.admitted(number, client)
+
+    def released(self, number, client):
+        self.naive.released(number, client)
 
     def weighted(self, client, weight):
         self.naive.set_weight(client, weight)
@@ -256,6 +273,7 @@ def test_dlpm_equals_the_literal_algorithm(params: dict[str, object], ops, exten
         skip=params["on_no_fit"] == "skip",
         debt_limit=params["debt_limit"],
         ageing=params["ageing"] if params["ties"] == "short" else None,
+        light=params["light"],
     )
     DlpmWorld(make_ordering("dlpm", params, OrderingContext(costs)), costs, naive).run(ops)
 

@@ -42,12 +42,13 @@ class Bench:
         return item
 
     def admit(self, number: int = 0) -> str | None:
-        """Admit the head and return its client, in the form that tests compare."""
+        """Admit the head, which ends at once, and return its client, in the form that tests compare."""
         item = self.queues[number].head()
         if item is None:
             return None
         self.queues[number].discard(item)
         self.ordering.admitted(number, item, item.request.prompt_tokens - item.matched_tokens)
+        self.ordering.released(number, item.client)
         self.ordering.check()
         return item.client
 
@@ -140,7 +141,7 @@ def test_dlpm_takes_the_longest_match_until_the_credit_is_spent() -> None:
 
     Both start at 0 and get 100. a: 100 - 10 * 10 = 0, so the gate closes. b: 100 - 60 = 40.
     """
-    bench = Bench(make("dlpm", quantum=100))
+    bench = Bench(make("dlpm", quantum=100, light=False))
     bench.cached[0] = {1}
     bench.push("b", 60)
     bench.push("b", 60)
@@ -157,7 +158,7 @@ def test_dlpm_takes_the_longest_match_until_the_credit_is_spent() -> None:
 
 def test_dlpm_refills_in_rounds_until_one_client_is_positive() -> None:
     """Debts of 250 and 120 at Q = 100: two rounds make the second 80, the first waits at -50."""
-    bench = Bench(make("dlpm", quantum=100))
+    bench = Bench(make("dlpm", quantum=100, light=False))
     bench.ordering.decoded(0, "a", 125)
     bench.ordering.decoded(0, "b", 60)
     bench.push("a", 10)
@@ -169,7 +170,7 @@ def test_dlpm_refills_in_rounds_until_one_client_is_positive() -> None:
 
 def test_dlpm_refills_by_weight() -> None:
     """Weights 1 and 2.5 at Q = 10 and debt 30 each: two rounds leave -10 and 20."""
-    bench = Bench(make("dlpm", quantum=10))
+    bench = Bench(make("dlpm", quantum=10, light=False))
     bench.ordering.set_weight("b", 2.5)
     for client in "ab":
         bench.ordering.decoded(0, client, 15)
@@ -178,9 +179,9 @@ def test_dlpm_refills_by_weight() -> None:
     assert bench.credits("ab") == [-10, 20]
 
 
-def test_dlpm_idle_clients_bank_nothing_and_keep_their_debts() -> None:
+def test_in_the_papers_dlpm_idle_clients_bank_nothing_and_keep_their_debts() -> None:
     """While a is idle b is refilled many times; a comes back with what it left with."""
-    bench = Bench(make("dlpm", quantum=10))
+    bench = Bench(make("dlpm", quantum=10, light=False))
     bench.ordering.decoded(0, "a", 20)
     for _ in range(50):
         bench.push("b", 10)
@@ -191,8 +192,84 @@ def test_dlpm_idle_clients_bank_nothing_and_keep_their_debts() -> None:
     assert bench.queues[0].head().client == "b"
 
 
-def test_dlpm_running_clients_with_credit_do_not_hold_up_a_refill() -> None:
+def test_dlpm_starts_a_client_with_a_quantum_and_refills_absent_ones_up_to_two() -> None:
+    """Q = 10. a owes 30 and leaves. Four rounds pass for b, which pays 10 in each; then two for a to be full.
+
+    a: 10 - 40 = -30, then 0, 10 and 20 after three, four and five rounds; a sixth gives nothing.
+    """
     bench = Bench(make("dlpm", quantum=10))
+    bench.ordering.decoded(0, "a", 20)
+    bench.ordering.decoded(0, "b", 5)  # b is at 0
+    seen = []
+    for _ in range(6):
+        bench.push("b", 10)
+        assert bench.admit() == "b"
+        seen.append(bench.credits("a")[0])
+    assert seen == [-20, -10, 0, 10, 20, 20]
+
+
+def test_dlpm_lets_newly_active_clients_go_first_while_they_have_credit() -> None:
+    """Q = 20. a waits with ten requests of 10; b comes with three, goes first, and is out after two."""
+    bench = Bench(make("dlpm", quantum=20))
+    for _ in range(10):
+        bench.push("a", 10)
+    assert [bench.admit(), bench.admit()] == ["a", "a"]  # a was newly active too; its credit is spent
+    for _ in range(3):
+        bench.push("b", 10)
+    assert [bench.admit() for _ in range(4)] == ["b", "b", "a", "a"]
+    assert bench.credits("ab") == [0, 0]
+    assert bench.admit() == "a"  # a round passed for both
+    assert bench.credits("ab") == [10, 20]
+
+
+def test_a_stream_of_newly_active_clients_leaves_half_to_others() -> None:
+    """Q = 20. Each of many new names sends one request of 10, and one of them always waits beside a.
+
+    They go first for a quantum, then every second one. When a has spent its credit, two clients are active:
+    a round is due for each 40 that were served. So a gets half, which is what it is owed.
+    """
+    bench = Bench(make("dlpm", quantum=20))
+    for _ in range(50):
+        bench.push("a", 10)
+    assert [bench.admit(), bench.admit()] == ["a", "a"]
+    order = ""
+    bench.push("n", 10)
+    for n in range(60):
+        order += bench.admit()[0]
+        if order[-1] == "n":
+            bench.push(f"n{n}", 10)
+    assert order.startswith("nnan")
+    assert 25 <= order.count("a") <= 33, order
+
+
+def test_the_quantum_follows_the_requests_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests of 100 prompt tokens, half cached, and 25 output tokens cost 150; four of them 600: 512.
+
+    When they become ten times as large, four cost 6,000: 4,096. Credit stays as it is at the change.
+    """
+    bench = Bench(make("dlpm", turn=4))
+    bench.cached[0] = set(range(1000))
+    for size, quantum in ((1, 512), (10, 4096)):
+        for n in range(300):
+            client = "ab"[n % 2]
+            bench.push(client, 100 * size, range(5 * size))
+            assert bench.admit() == client
+            bench.ordering.decoded(0, client, 25 * size)
+        assert bench.ordering._fleet.quantum == quantum
+        assert {a.quantum for a in bench.ordering._fleet.by_client.values()} == {quantum}
+
+
+def test_one_client_with_huge_requests_does_not_change_the_quantum() -> None:
+    bench = Bench(make("dlpm", turn=4))
+    for n in range(600):
+        client = "abc"[n % 3]
+        bench.push(client, 100_000 if client == "c" else 150)
+        bench.admit()
+    assert bench.ordering._fleet.quantum == 512
+
+
+def test_in_the_papers_dlpm_running_clients_with_credit_do_not_hold_up_a_refill() -> None:
+    bench = Bench(make("dlpm", quantum=10, light=False))
     bench.push("a", 1)
     assert bench.admit() == "a"  # runs, with credit 9 and nothing queued
     bench.ordering.decoded(0, "b", 50)
@@ -201,13 +278,15 @@ def test_dlpm_running_clients_with_credit_do_not_hold_up_a_refill() -> None:
 
 
 def test_dlpm_cuts_credit_to_a_smaller_weight_and_keeps_debts() -> None:
+    """a has one quantum, which half the weight may have as well: two of its own; a quarter may not."""
     bench = Bench(make("dlpm", quantum=100))
     bench.push("a", 1)
     assert bench.queues[0].head()
     bench.ordering.decoded(0, "b", 100)
-    for client in "ab":
-        bench.ordering.set_weight(client, 0.5)
-    assert bench.credits("ab") == [50, -200]
+    for weight, left in ((0.5, [100, -100]), (0.25, [50, -100])):
+        for client in "ab":
+            bench.ordering.set_weight(client, weight)
+        assert bench.credits("ab") == left
 
 
 def test_dlpm_scope_worker_keeps_a_deficit_a_queue_and_fleet_one_for_all() -> None:
@@ -224,7 +303,7 @@ def test_fleet_serves_the_least_indebted_while_others_elsewhere_have_credit() ->
 
     a owes 160 at weight 1, which is one quantum and more; b 190 at weight 2, which is less than one.
     """
-    bench = Bench(make("dlpm", quantum=100, scope="fleet"), workers=2)
+    bench = Bench(make("dlpm", quantum=100, scope="fleet", light=False), workers=2)
     bench.ordering.set_weight("b", 2)
     bench.push("c", 1, number=1)
     assert bench.queues[1].head().client == "c"
@@ -240,7 +319,7 @@ def test_fleet_serves_the_least_indebted_while_others_elsewhere_have_credit() ->
 
 def test_fleet_forgives_all_clients_of_a_worker_alike_when_all_owe_the_limit() -> None:
     """Q = 10, limit 4 quanta: a owes 75 and b 63, so both get 6 - 2 = 4 quanta. c elsewhere gets none."""
-    bench = Bench(make("dlpm", Costs(1, 1), quantum=10, scope="fleet", debt_limit=4), workers=2)
+    bench = Bench(make("dlpm", Costs(1, 1), quantum=10, scope="fleet", debt_limit=4, light=False), workers=2)
     bench.push("c", 1, number=1)
     assert bench.queues[1].head().client == "c"
     bench.ordering.decoded(0, "a", 75)
@@ -254,7 +333,7 @@ def test_fleet_forgives_all_clients_of_a_worker_alike_when_all_owe_the_limit() -
 @pytest.mark.parametrize("name", NAMES)
 def test_when_the_next_does_not_fit_stop_waits_and_skip_passes_over(name: str) -> None:
     for on_no_fit, chosen in (("stop", None), ("skip", "b")):
-        bench = Bench(make(name, on_no_fit=on_no_fit))
+        bench = Bench(make(name, on_no_fit=on_no_fit, **({"ties": "arrival"} if name == "dlpm" else {})))
         bench.push("a", 100)
         bench.push("b", 10)
         found = bench.queues[0].head(lambda item: item.request.prompt_tokens < 50)
@@ -328,7 +407,7 @@ def test_idle_clients_are_forgotten_after_an_hour_unless_that_would_help_them(na
 
 def test_the_number_of_idle_clients_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "IDLE_CLIENTS", 10)
-    ordering = make("dlpm")
+    ordering = make("dlpm", light=False)
     queue = ordering.make_queue(0, lambda keys: 0)
     queue.push(QueuedRequest(Request(0, "queued", 1), 0), 0)
     for n in range(100):

@@ -119,7 +119,7 @@ def test_who_ends_early_pays_for_what_was_computed(computed: int, paid: int) -> 
     book.arrived("r", "alice", 300)
     admit(book, "r", cached=100)
     book.ended("r", computed)
-    assert book.ordering.credit(0, "alice") == -paid
+    assert book.ordering.credit(0, "alice") == QUANTUM - paid
     assert book.figures.of("alice").extend_tokens == paid
 
 
@@ -127,14 +127,14 @@ def test_who_ends_while_it_waits_pays_nothing() -> None:
     book, _ = book_of()
     book.arrived("never ran", "alice", 300)
     book.ended("never ran")
-    assert book.ordering.credit(0, "alice") == 0
+    assert book.ordering.credit(0, "alice") == QUANTUM
     assert counts(book, "alice") == (0, 0, 0, 1)
     assert len(book) == 0
     book.arrived("ran", "alice", 300)
     admit(book, "ran")
     book.preempted(book.entries["ran"], 80)
     book.ended("ran", 0)
-    assert book.ordering.credit(0, "alice") == -80
+    assert book.ordering.credit(0, "alice") == QUANTUM - 80
     assert counts(book, "alice") == (0, 0, 0, 2)
     book.ended("ran")
     assert not book.entries

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.core.model import ClientId
+from fairlead.core.ordering.deficits import FIRST_QUANTUM
 from fairlead.core.outside import MOST_TOKENS
 from fairlead.plugins.book import ADMITTED, PREEMPTED, WAITING, Book, Entry
 from fairlead.plugins.figures import Figures, FiguresFile
@@ -124,7 +125,7 @@ def test_who_ends_early_never_gets_back_more_than_was_charged() -> None:
     book.take(entry)
     book.admitted(entry, 300, 100)
     book.ended("r", 0)
-    assert book.ordering.credit(0, "alice") == 0
+    assert book.ordering.credit(0, "alice") == FIRST_QUANTUM
     assert book.figures.of("alice").extend_tokens == 0
 
 

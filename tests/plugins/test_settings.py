@@ -127,7 +127,7 @@ def test_what_is_wrong_in_the_file_is_named(tmp_path: Path, text: str, message: 
     ("order", "message"),
     [
         ("dlmp", "unknown ordering policy 'dlmp'.*did you mean 'dlpm'"),
-        ("dlpm:quantum=0", "quantum"),
+        ("dlpm:quantum=-1", "quantum"),
         ("vtc:on_no_fit=skip", "on_no_fit=skip is not possible"),
         ("dlpm:scope=fleet", "scope=fleet is not possible"),
     ],

@@ -298,6 +298,7 @@ class Dispatcher:
         tracked.account.requests += 1
         worker = self.workers[slot]
         worker.release(tracked, computed=True)
+        self.ordering.released(slot, tracked.client)
         self.ended[State.DONE] += 1
         del self.requests[rid]
         if fleet.waiting:
@@ -358,6 +359,7 @@ class Dispatcher:
         self.ordering.corrected(slot, request.client, -request.prompt_tokens, -tracked.extend)
         self.routing.unassigned(request, slot, tracked.extend, self.now)
         self.workers[slot].release(tracked, computed=False)
+        self.ordering.released(slot, request.client)
 
     def _cancelled(self, event: ev.Cancelled, out: list[Command]) -> None:
         tracked = self._find(event.rid)
@@ -376,6 +378,7 @@ class Dispatcher:
         self.ledger.settle(tracked.account, tracked.extend, tracked.extend)
         self.ordering.ended(tracked.slot, tracked, tracked.extend, tracked.decoded)
         self.workers[tracked.slot].release(tracked, computed=tracked.state is State.DECODING)
+        self.ordering.released(tracked.slot, tracked.client)
         self._end(tracked, what)
 
     def _end_waiting(self, tracked: TrackedRequest, what: str, out: list[Command]) -> None:

@@ -204,6 +204,7 @@ class Engine:
         if undone > 0:
             self.ordering.corrected(0, seq.client, 0, -undone)
         self.ordering.ended(0, seq.item, seq.extend - max(0, undone), seq.output)
+        self.ordering.released(0, seq.client)
         return True
 
     def reset_cache(self) -> list[BlockKey]:
@@ -539,6 +540,7 @@ class Engine:
         del self._sequences[seq.rid]
         step.finished = with_item(step.finished, seq.rid)
         self.ordering.ended(0, seq.item, seq.extend, seq.output)
+        self.ordering.released(0, seq.client)
         self._stop(seq)
         # The next step was scheduled before; it misses place and blocks only if it has a use for them.
         if self._ahead and (self._preempted or len(self._queue) or self.pool.available < len(self._batch)):

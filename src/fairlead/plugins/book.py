@@ -208,6 +208,7 @@ class Book:
         if undone > 0:
             self.ordering.corrected(0, entry.client, 0, -undone)
             figures.extend_tokens -= undone
+        self.ordering.released(0, entry.client)
 
     def _checked(self, what: str, said: object, most: int, own: int) -> int:
         """Return what the engine said if it is a whole number from 0 to ``most``, else ``own``."""

@@ -30,7 +30,7 @@ class Fault:
 class Settings:
     """One simulation's options. Times in microseconds; policies as specs such as ``dlpm:quantum=4000``."""
 
-    policy: str = "d2lpm"
+    policy: str = "marginal"
     order: str = "dlpm"
     workers: int = 4
     engine: str = DEFAULT_PROFILE

@@ -138,6 +138,9 @@ class Ordering(Protocol):
     def ended(self, number: int, item: QueuedRequest, extend_tokens: int, output_tokens: int) -> None:
         """``item``, which ran, ended after so much work in all; everything of it was charged before."""
 
+    def released(self, number: int, client: ClientId) -> None:
+        """A request that was admitted from queue ``number`` runs no more: it ended, or waits again."""
+
     def credited(self) -> bool:
         """Whether any client that waits has credit; for an ordering that ``steals``."""
 
@@ -225,6 +228,9 @@ class OrderingBase(Generic[Q]):
         self.decoded(number, client, output_tokens)
 
     def ended(self, number: int, item: QueuedRequest, extend_tokens: int, output_tokens: int) -> None:
+        """Ignore."""
+
+    def released(self, number: int, client: ClientId) -> None:
         """Ignore."""
 
     def credited(self) -> bool:

@@ -21,7 +21,7 @@ against them.
 from typing import ClassVar
 
 from fairlead.core.model import ClientId
-from fairlead.core.ordering.base import ON_NO_FIT, Matched, OrderingContext
+from fairlead.core.ordering.base import ON_NO_FIT, Matched, OrderingContext, QueuedRequest
 from fairlead.core.ordering.deficits import Deficits
 from fairlead.core.ordering.dlpm_queue import DlpmQueue
 from fairlead.core.ordering.scoped import ScopedOrdering
@@ -37,6 +37,9 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
     client that waits has credit. So a refill lifts nobody above one quantum, and an idle client saves
     nothing up.
 
+    That is the paper's rule. With ``light`` it holds for clients that are active and not always queued, too:
+    rounds pass for absent clients, and a client that comes with credit goes first. ``deficits.py`` says how.
+
     With ``scope=fleet`` a client has one account for all workers. It may be that no client that waits for
     a worker has credit, while others elsewhere do. The worker then takes one of their requests
     (``steal``). Where it may not, it serves its least indebted client meanwhile: the one that would have
@@ -49,17 +52,27 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
     """
 
     name: ClassVar[str] = "dlpm"
-    source: ClassVar[str] = "arXiv 2501.14312, algorithm 1; scope=fleet, steal and ties=short are ours"
+    source: ClassVar[str] = (
+        "arXiv 2501.14312, algorithm 1; light, turn, scope=fleet, steal and ties=short are ours"
+    )
     summary: ClassVar[str] = (
         "Longest cached prefix first among clients with credit, refilled in equal rounds."
     )
     params: ClassVar[tuple[Param, ...]] = (
         Param(
             "quantum",
-            8192,
-            "service units a refill gives: small is as fair as vtc, large as local as lpm",
-            low=1,
+            0,
+            "service units a refill gives: small is as fair as vtc, large as local as lpm; 0: what `turn`"
+            " requests cost",
+            low=0,
             high=2**31,
+        ),
+        Param("turn", 8, "quantum=0: requests of median size that a refill pays for", low=1, high=1024),
+        Param(
+            "light",
+            True,
+            "rounds pass for clients with nothing queued too, and newly active clients with credit go first;"
+            " off: as in the paper",
         ),
         Param(
             "scope",
@@ -82,7 +95,7 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
         ),
         Param(
             "ties",
-            "arrival",
+            "short",
             "who goes first of equal matches: who came first, or the shortest prompt",
             choices=("arrival", "short"),
         ),
@@ -94,17 +107,19 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
     def __init__(
         self,
         context: OrderingContext,
-        quantum: int = 8192,
+        quantum: int = 0,
+        turn: int = 8,
+        light: bool = True,
         scope: str = "fleet",
         on_no_fit: str = "stop",
         debt_limit: int = 32,
         steal: bool = True,
-        ties: str = "arrival",
+        ties: str = "short",
         ageing: int = 200,
     ) -> None:
         super().__init__(
             context,
-            lambda: Deficits(quantum, self._weights),
+            lambda: Deficits(quantum, turn, self._weights, light=light),
             fleet=scope == "fleet",
             skips=on_no_fit == "skip",
         )
@@ -117,6 +132,18 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
     def _new_queue(self, number: int, matched: Matched) -> DlpmQueue:
         scope = self._scope_of_new(number)
         return DlpmQueue(number, scope, matched, self.skips, self._debt_limit, self._ageing)
+
+    def admitted(self, number: int, item: QueuedRequest, extend_tokens: int) -> float:
+        """Charge the prompt, and count the request and its size; return the client's credit before that."""
+        books = self._fleet if self._fleet is not None else self._scopes[number]
+        books.admitted(item.client, self.costs.extend * (item.request.prompt_tokens - extend_tokens))
+        return super().admitted(number, item, extend_tokens)
+
+    def released(self, number: int, client: ClientId) -> None:
+        """Count a request out."""
+        books = self._fleet if self._fleet is not None else self._scopes.get(number)
+        if books is not None:
+            books.released(client)
 
     def credited(self) -> bool:
         """Return whether any client that waits anywhere has credit."""

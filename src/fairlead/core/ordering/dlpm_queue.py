@@ -35,7 +35,8 @@ class Lane(ItemHeap):
 class DlpmQueue:
     """One worker's waiting requests: a lane a client, and an agenda of lanes.
 
-    The agenda holds, for each round to come, a heap of the lanes whose client will have credit in
+    Lanes of newly active clients (``Deficits.newly_active``) stand in a heap of their own and go first. The
+    agenda holds, for each round to come, a heap of the lanes whose client will have credit in
     it, best request first. When the round comes its heap is the order; nothing moves. An entry is
     never later than its lane should be: one that turns out to be early, because the client was
     charged or its best request went, is put right when it surfaces.
@@ -61,6 +62,10 @@ class DlpmQueue:
         self._debt_limit = debt_limit
         self._tracker = MatchTracker(matched)
         self._lanes: dict[ClientId, Lane] = {}
+        self._newly: list[_Entry] = []
+        """A heap of the lanes of newly active clients, best request first."""
+        self._newly_in = 0
+        """The round in which they are newly active."""
         self._agenda: dict[int, list[_Entry]] = {}
         self._rounds: list[int] = []
         """A heap of the agenda's rounds."""
@@ -73,7 +78,7 @@ class DlpmQueue:
         self._size += 1
         lane = self._lanes.get(item.client)
         if lane is None:
-            account = self._deficits.accounts.get(item.client)
+            account = self._deficits.arriving(item.client)
             lane = self._lanes[item.client] = Lane(account)
             self._deficits.join(account, self._number, self)
         self._place(lane, item)
@@ -97,10 +102,9 @@ class DlpmQueue:
         if not self._size:
             return None
         deficits = self._deficits
-        lane = self._front()
-        if lane.account.round > deficits.rounds and not deficits.credited:
+        if deficits.due():
             deficits.refill()
-            lane = self._front()
+        lane = self._front()
         if lane.account.round > deficits.rounds:
             self._forgive(lane.account)
         first = lane.first()
@@ -142,6 +146,10 @@ class DlpmQueue:
     def _list(self, lane: Lane, rank: Rank) -> None:
         """Give the lane a new entry, in the round in which its client has credit."""
         lane.listed = (*rank, lane.account.client)
+        self._entries += 1
+        if self._deficits.newly_active(lane.account):
+            heappush(self._newly, lane.listed)
+            return
         number = max(lane.account.round, self._deficits.rounds)
         entries = self._agenda.get(number)
         if entries is None:
@@ -149,17 +157,48 @@ class DlpmQueue:
             heappush(self._rounds, number)
         else:
             heappush(entries, lane.listed)
-        self._entries += 1
 
     def _front(self) -> Lane:
+        """Return the lane that goes first: a newly active client's, else of the earliest round.
+
+        Newly active clients let others with credit go once these are a quantum behind.
+        """
+        deficits = self._deficits
+        if self._newly_in != deficits.rounds:
+            self._list_newly_again()
+        newly = self._surface(self._newly, deficits.rounds, newly=True) if self._newly else None
+        if newly is None:
+            lane = self._first_by_round()
+            assert lane is not None, "no lane is listed"
+            return lane
+        if deficits.lead >= deficits.quantum:
+            lane = self._first_by_round()
+            if lane is not None and lane.account.round <= deficits.rounds:
+                return lane
+        return newly
+
+    def _list_newly_again(self) -> None:
+        """A round passed: list those that were newly active with the others."""
+        entries, self._newly = self._newly, []
+        self._newly_in = self._deficits.rounds
+        self._entries -= len(entries)
+        for entry in entries:
+            lane = self._lanes.get(entry[2])
+            if lane is not None and lane.listed == entry:
+                self._list(lane, lane.first_rank())
+
+    def _first_by_round(self) -> Lane | None:
         """Return the lane with the best request of the earliest round; past rounds count as one."""
-        self._gather()
-        while True:
-            number = self._rounds[0]
+        rounds = self._rounds
+        if rounds:
+            self._gather()
+        while rounds:
+            number = rounds[0]
             lane = self._surface(self._agenda[number], number)
             if lane is not None:
                 return lane
-            del self._agenda[heappop(self._rounds)]
+            del self._agenda[heappop(rounds)]
+        return None
 
     def _gather(self) -> None:
         """Make one heap of all rounds that have come, the largest taking in the others."""
@@ -177,15 +216,15 @@ class DlpmQueue:
         self._agenda[now] = merged
         heappush(rounds, now)
 
-    def _surface(self, entries: list[_Entry], number: int) -> Lane | None:
-        """Return the first lane of a round; None if all entries were stale or early."""
+    def _surface(self, entries: list[_Entry], number: int, *, newly: bool = False) -> Lane | None:
+        """Return the first lane of a round, or of newly active clients; None if all were stale or early."""
         while entries:
             entry = entries[0]
             lane = self._lanes.get(entry[2])
             if lane is None or lane.listed != entry:
                 heappop(entries)
                 self._entries -= 1
-            elif lane.account.round > number:
+            elif lane.account.round > number or self._deficits.newly_active(lane.account) is not newly:
                 heappop(entries)
                 self._entries -= 1
                 self._list(lane, lane.first_rank())
@@ -209,9 +248,15 @@ class DlpmQueue:
 
     def _in_order(self) -> Iterator[QueuedRequest]:
         """Walk the requests of clients with credit in order; where there are none, of all, by round."""
-        now = self._deficits.rounds
-        if self._rounds[0] <= now:
-            return self._walk(self._agenda[self._rounds[0]], now)
+        deficits = self._deficits
+        now = deficits.rounds
+        if self._rounds:
+            self._gather()
+        if self._rounds and self._rounds[0] <= now:
+            newly, others = self._walk(self._newly, now), self._walk(self._agenda[self._rounds[0]], now)
+            return chain(others, newly) if deficits.lead >= deficits.quantum else chain(newly, others)
+        if deficits.newly_active(self._front().account):
+            return self._walk(self._newly, now)
         self._rebuild()
         return chain.from_iterable(
             self._walk(self._agenda[number], number) for number in sorted(self._rounds)
@@ -247,10 +292,15 @@ class DlpmQueue:
     def _rebuild(self) -> None:
         """Make the agenda anew, without stale or early entries."""
         self._agenda.clear()
+        self._newly = []
         now = self._deficits.rounds
         for client, lane in self._lanes.items():
             lane.listed = (*lane.first_rank(), client)
-            self._agenda.setdefault(max(lane.account.round, now), []).append(lane.listed)
+            if self._deficits.newly_active(lane.account):
+                self._newly.append(lane.listed)
+            else:
+                self._agenda.setdefault(max(lane.account.round, now), []).append(lane.listed)
+        heapify(self._newly)
         for entries in self._agenda.values():
             heapify(entries)
         self._rounds = list(self._agenda)
@@ -262,10 +312,12 @@ class DlpmQueue:
         assert self._size == sum(map(len, self._lanes.values()))
         self._tracker.check(self)
         assert sorted(self._agenda) == sorted(self._rounds)
-        assert self._entries == sum(map(len, self._agenda.values())) <= 2 * len(self._lanes) + SPARE
+        entries = len(self._newly) + sum(map(len, self._agenda.values()))
+        assert self._entries == entries <= 2 * len(self._lanes) + SPARE
         listed: dict[_Entry, int] = {}
         for number in sorted(self._agenda, reverse=True):
             listed.update(dict.fromkeys(self._agenda[number], number))
+        newly = dict.fromkeys(self._newly, self._deficits.rounds)
         for client, lane in self._lanes.items():
             lane.check()
             assert lane.account.client == client
@@ -275,7 +327,8 @@ class DlpmQueue:
             assert lane.first() is first
             assert lane.listed is not None
             assert lane.listed[:2] <= (-self._merit(first), first.seq)
-            assert listed[lane.listed] <= max(lane.account.round, self._deficits.rounds)
+            at = (newly if self._deficits.newly_active(lane.account) else newly | listed)[lane.listed]
+            assert at <= max(lane.account.round, self._deficits.rounds)
 
     def __len__(self) -> int:
         return self._size

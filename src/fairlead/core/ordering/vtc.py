@@ -15,6 +15,10 @@ UNIT = 2**32
 """What one service unit adds to the counter of a client of weight 1; counters are exact integers."""
 
 
+_FIRST = 1 << 60
+"""More than any request's number."""
+
+
 class Counter:
     """One client's counter, in units of 2**-32 service units over weight."""
 
@@ -54,11 +58,17 @@ class Counters:
         least = self._queued.least() or self._last_left
         return least.value if least is not None else 0
 
-    def join(self, account: Counter) -> None:
-        """Say that the client has queued requests now, and had none: lift its counter."""
-        account.value = max(account.value, self.level())
+    def join(self, account: Counter) -> bool:
+        """Say that the client has queued requests now, and had none: lift its counter.
+
+        Return whether that raised it to the smallest of those that have.
+        """
+        level = self.level()
+        lifted = account.value < level and self._queued.least() is not None
+        account.value = max(account.value, level)
         self.accounts.busy(account)
         self._queued.file(account.client, 0)
+        return lifted
 
     def leave(self, account: Counter) -> None:
         """Say that the client has no queued request any more."""
@@ -116,7 +126,8 @@ class Lane(ItemHeap):
         super().__init__()
         self.account = account
         self.born = born
-        """Arrival of the request that opened the lane; breaks ties between equal counters."""
+        """Breaks ties between equal counters: the arrival of the request that opened the lane. A client
+        that was lifted, and so ties with one that got more, goes before that one."""
 
 
 class VtcQueue:
@@ -170,8 +181,8 @@ class VtcQueue:
     def _open(self, item: QueuedRequest) -> Lane:
         account = self._counters.accounts.get(item.client)
         lane = self._lanes[item.client] = Lane(account, item.seq)
-        if not account.queues:
-            self._counters.join(account)
+        if not account.queues and self._counters.join(account):
+            lane.born -= _FIRST
         account.queues[self._number] = self
         self._order.file(account.client, lane.born)
         return lane

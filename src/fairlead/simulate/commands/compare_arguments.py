@@ -38,7 +38,7 @@ def pairs_from(pairs: str, policies: str, orders: str, baseline: str) -> list[Pa
     if policies or orders:
         found = [
             Pair(order, policy)
-            for policy, order in product(specs(policies or "d2lpm"), specs(orders or "dlpm"))
+            for policy, order in product(specs(policies or "marginal"), specs(orders or "dlpm"))
         ]
     else:
         found = [parse_pair(told) for told in specs(pairs or DEFAULT_PAIRS)]

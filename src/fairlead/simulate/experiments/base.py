@@ -31,12 +31,17 @@ class Contender(NamedTuple):
         return self._replace(label=f"{self.label}, gateway", topology=GATEWAY)
 
 
-OURS = Contender("ours", "dlpm:ties=short", "marginal", GATEWAY)
+def papers_dlpm(quantum: int = 8192) -> str:
+    """Return DLPM as in the paper, without what is ours."""
+    return f"dlpm:light=off,ties=arrival,scope=worker,quantum={quantum}"
+
+
+OURS = Contender("ours", "dlpm", "marginal", GATEWAY)
 
 FCFS = Contender("FCFS", "fcfs", "round_robin")
 LPM = Contender("LPM", "lpm", "round_robin")
 VTC = Contender("VTC", "vtc", "round_robin")
-DLPM = Contender("DLPM", "dlpm:scope=worker", "round_robin")
+DLPM = Contender("DLPM", papers_dlpm(), "round_robin")
 K_LPM = Contender("k-LPM", "k_lpm", "round_robin")
 PLAS = Contender("PLAS", "plas", "round_robin")
 DRR = Contender("DRR", "drr", "round_robin")
@@ -47,7 +52,7 @@ PREBLE_LPM = Contender("Preble + LPM", "lpm", "preble")
 LMETRIC = Contender("LMetric", "fcfs", "lmetric")
 DUALMAP = Contender("DualMap", "fcfs", "dualmap")
 BALANCE_ROUTE = Contender("BalanceRoute", "fcfs", "balance_route")
-D2LPM = Contender("D2LPM", "dlpm:scope=worker", "d2lpm")
+D2LPM = Contender("D2LPM", papers_dlpm(), "d2lpm")
 
 PAPER_GPU = "llama-3.1-8b-a100"
 """Of [DLPM]'s larger set-up."""

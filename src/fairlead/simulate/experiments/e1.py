@@ -19,6 +19,7 @@ from fairlead.simulate.experiments.base import (
     Experiment,
     Options,
     Planned,
+    papers_dlpm,
     planned,
 )
 from fairlead.simulate.experiments.draw import scatter
@@ -69,7 +70,7 @@ def cells(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
             if kv_tokens(name):
                 found += _on(options, LARGE, name, "more", orders, large=True)
         for quantum in QUANTA[::4] if options.quick else QUANTA:
-            one = DLPM._replace(order=f"{DLPM.order},quantum={quantum}")
+            one = DLPM._replace(order=papers_dlpm(quantum))
             found += _on(options, SWEEP, name, "more", [one], x=quantum)
     return found
 

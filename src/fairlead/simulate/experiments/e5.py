@@ -22,6 +22,7 @@ from fairlead.simulate.experiments.base import (
     Experiment,
     Options,
     Planned,
+    papers_dlpm,
     planned,
 )
 from fairlead.simulate.experiments.figures import (
@@ -65,7 +66,7 @@ SUITES: Mapping[str, Mapping[str, Sequence[float]]] = {
 REPORTED = {"VTC": (368, 252, 6_549, 779), "FCFS": (760, 434, 32_112, 777)}
 """On the arena trace: the difference's most, mean and variance, and tokens/s."""
 PART = "suite"
-FINE = DLPM._replace(label="DLPM, Q 512", order=f"{DLPM.order},quantum=512")
+FINE = DLPM._replace(label="DLPM, Q 512", order=papers_dlpm(512))
 """A quantum smaller than a request, since there is no locality to lose."""
 DIFF_MAX = Measure("diff_max", "service difference, most")
 DIFF_MEAN = Measure("diff_mean", "service difference, mean")

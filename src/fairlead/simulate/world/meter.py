@@ -48,6 +48,7 @@ class Metered:
         self.set_weight: Callable[[ClientId, float], None] = ordering.set_weight
         self.credit: Callable[[int, ClientId], float] = ordering.credit
         self.ended: Callable[[int, QueuedRequest, int, int], None] = ordering.ended
+        self.released: Callable[[int, ClientId], None] = ordering.released
         self.tick: Callable[[int], None] = ordering.tick
         self.check: Callable[[], None] = ordering.check
         self._free = ordering.name in {"fcfs", "lpm"}
