@@ -19,6 +19,7 @@ from xxhash import xxh3_64_intdigest
 from fairlead.core.keys import byte_keys, seed_key
 from fairlead.core.params import Param, Values
 from fairlead.trace.arrivals import session_starts, start_params
+from fairlead.trace.decoding import decode
 from fairlead.trace.faults import Faults
 from fairlead.trace.files import Sample, whole_text
 from fairlead.trace.model import Trace, TraceError
@@ -70,9 +71,9 @@ def _text(message: _Message) -> str:
     """Return all that the model reads of a message."""
     content = message.content if message.value is None else message.value
     if isinstance(content, list):
-        content = "".join(msgspec.json.decode(part, type=_Part).text for part in content)
+        content = "".join(decode(bytes(part), _Part).text for part in content)
     calls = bytes(message.tool_calls)
-    extra = "" if calls in (b"", b"null", b"[]") else msgspec.json.encode(msgspec.json.decode(calls)).decode()
+    extra = "" if calls in (b"", b"null", b"[]") else msgspec.json.encode(decode(calls, object)).decode()
     return (content or "") + extra
 
 
@@ -123,8 +124,8 @@ def _add_turns(store: Store, text: bytes, exchanges: Sequence[Exchange], block: 
 
 def _items(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        items = msgspec.json.decode(whole_text(path), type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        items = decode(whole_text(path), list[msgspec.Raw])
+    except ValueError as error:
         raise TraceError(
             f"{path}: not a JSON list of conversations: {error}; is the file complete?"
         ) from None
@@ -155,9 +156,9 @@ def _read(form: str) -> Callable[[Path, Values], Trace]:
             count += 1
             where = f"conversation {number}"
             try:
-                item = msgspec.json.decode(raw, type=_Item)
+                item = decode(raw, _Item)
                 text, exchanges, unanswered = transcript(_messages(item))
-            except (msgspec.MsgspecError, ValueError) as error:
+            except ValueError as error:
                 faults.broken(where, str(error))
                 continue
             if unanswered:

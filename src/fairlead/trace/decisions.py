@@ -333,11 +333,14 @@ def decode(line: bytes) -> tuple[ev.Event, bytes]:
 
     Raises ValueError for a line that is no record.
     """
-    kind, event, outcome = _line.decode(line)
-    make = _EVENTS.get(kind)
-    if make is None:
-        raise ValueError(f"there is no event called '{kind}'")
-    return make(event), bytes(outcome)
+    try:
+        kind, event, outcome = _line.decode(line)
+        make = _EVENTS.get(kind)
+        if make is None:
+            raise ValueError(f"there is no event called '{kind}'")
+        return make(event), bytes(outcome)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def decode_outcome(text: bytes) -> Outcome:
@@ -369,5 +372,5 @@ def decode_header(line: bytes) -> Header:
         if version != VERSION:
             raise LogError(f"its format is version {version}; this fairlead reads version {VERSION}")
         return _header.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LogError(f"its header cannot be read: {error}") from None

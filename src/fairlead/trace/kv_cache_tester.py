@@ -24,6 +24,7 @@ import msgspec
 from fairlead.core.params import Param, Values
 from fairlead.trace.arrivals import session_starts, start_params
 from fairlead.trace.chains import BROKEN_CHAIN, Chain
+from fairlead.trace.decoding import decode
 from fairlead.trace.faults import Faults, microseconds
 from fairlead.trace.files import Member, Sample, is_tar, members, whole_text
 from fairlead.trace.model import Trace, TraceError
@@ -220,8 +221,8 @@ def _read(path: Path, values: Values) -> Trace:
     for member in _files(path):
         count += 1
         try:
-            source = msgspec.json.decode(member.read(), type=_File)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            source = decode(member.read(), _File)
+        except ValueError as error:
             files.broken(member.name, str(error))
             continue
         block = block or source.block_size

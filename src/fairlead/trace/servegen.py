@@ -106,7 +106,7 @@ def parse_lengths(content: bytes) -> list[Lengths]:
                 found.append(Lengths(since, *histograms))
     except KeyError as error:
         raise ValueError(f"field {error} is missing") from None
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"not a table of histograms ({error})") from None
     return sorted(found, key=lambda lengths: lengths.start)
 
