@@ -1,6 +1,7 @@
 """The model against runs of real engines, none of which was used to fit it.
 
 - 300 ShareGPT requests, Llama-3.1-8B, RTX PRO 6000, vLLM 0.19 (LLMServingSim, MIT).
+- The same requests on an RTX 4090, six times what it can do: most of them wait for a minute or two.
 - Llama-3.1-8B on H100, TensorRT-LLM, fixed concurrency (NVIDIA aiconfigurator, Apache-2.0).
 
 The data is not copied here: FAIRLEAD_DATA names a directory that holds it under profiles/ and traces/.
@@ -9,6 +10,7 @@ The data is not copied here: FAIRLEAD_DATA names a directory that holds it under
 import csv
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -41,6 +43,29 @@ def test_times_are_those_of_the_real_engine() -> None:
     assert abs(ttft) < 0.04, f"mean TTFT is off by {ttft:+.1%}"
     assert abs(tpot) < 0.015, f"mean TPOT is off by {tpot:+.1%}"
     assert abs(found["end_s"]["error"]) < 0.015
+
+
+RTX_4090 = {"ttft_s": (65.4566, 137.3563), "tpot_s": (0.0324, 0.0560)}
+"""Mean and P99 of the real engine, as LLMServingSim publishes them (bench/examples/RTX4090, summary.txt)."""
+
+
+@needs(MEASURED, BLOCKS)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_times_on_a_second_gpu_are_those_of_the_real_engine(ahead: bool) -> None:
+    """No coefficient of this profile comes from a run on its GPU, and the KV pool preempts 190 times.
+
+    The real pool had 2,588 blocks, of which vLLM's null block holds nothing.
+    """
+    run = replace(
+        read_run(MEASURED.parent, BLOCKS), limits={"max_num_seqs": 256, "max_num_batched_tokens": 2048}
+    )
+    found = replay(run, PROFILES["llama-3.1-8b-rtx-4090"], ahead=ahead, kv_blocks=2_587)
+    assert found.preemptions > 100
+    report = compare(run, found)
+    for name, limit in (("ttft_s", 0.04), ("tpot_s", 0.015)):
+        for key, measured in zip(("mean", "p99"), RTX_4090[name], strict=True):
+            error = report[name][key]["modelled"] / measured - 1
+            assert abs(error) < limit, f"{name} {key} is off by {error:+.1%}"
 
 
 def closed_loop_tpot_s(prompt: int, output: int, concurrency: int) -> float:

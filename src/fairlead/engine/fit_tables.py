@@ -5,12 +5,14 @@ A folder of kernel tables holds, for one layer of one model on one GPU (vLLM's k
 - ``attention.csv``: one prefill chunk (``prefill_chunk`` tokens after ``kv_prefill``) beside ``n_decode``
   sequences of ``kv_decode`` tokens each;
 - ``dense.csv``: each other kernel of the layer by ``tokens``; ``per_sequence.csv``: output head and sampling;
-- ``skew.csv`` where it was measured: decoding sequences of unequal length, and equal ones of the same mean.
+- ``skew.csv`` where it was measured: decoding sequences of unequal length, and equal ones of the same mean;
+- ``meta.yaml``: what was measured, and whether the skew tables are fit for use (``skew_fit: enabled``).
 
 A step takes all layers' kernels one after the other. Real batches lie between the rows, with sequences
 of unequal length, so the formula is fitted to batches drawn from where engines work: the tables are
 interpolated at each, and its attention is multiplied by what unequal lengths cost (the skew tables' median
-at that number of sequences).
+at that number of sequences; 1 where ``meta.yaml`` says that they are not to be used). Dense kernels are not
+interpolated where their rows are close: a GEMM computes whole tiles, so it takes as long as the next row.
 """
 
 import csv
@@ -39,16 +41,22 @@ MEDIAN_CONTEXT = 900
 CONTEXT_SIGMA = 0.9
 """Mean context of a drawn batch: log-normal, so that 90% lie between 200 and 4,000 tokens."""
 LEAST_CHUNK = 32
+TILE = 16
+"""Rows of dense kernels at most so many tokens apart are not interpolated."""
 
 _Columns = Sequence[str]
 
 
 class Line:
-    """A piecewise linear function through measured points, constant beyond them."""
+    """A piecewise linear function through measured points, constant beyond them.
 
-    def __init__(self, points: Iterable[tuple[float, float]]) -> None:
+    Between points at most ``tile`` apart, it has the value of the right one.
+    """
+
+    def __init__(self, points: Iterable[tuple[float, float]], tile: float = 0) -> None:
         self.points = sorted(points)
         self._x = [x for x, _ in self.points]
+        self._tile = tile
 
     def __call__(self, x: float) -> float:
         """Return the value at ``x``."""
@@ -59,6 +67,8 @@ class Line:
         if not i or right == x:
             return value
         left, before = self.points[i - 1]
+        if right - left <= self._tile:
+            return value
         return before + (value - before) * (x - left) / (right - left)
 
 
@@ -124,11 +134,23 @@ def read_meta(path: Path) -> dict[str, str]:
     return {found[1]: found[2].strip("'\" ") for found in lines if found}
 
 
+def skew_disabled(folder: Path) -> bool:
+    """Return whether ``meta.yaml`` says that the skew tables beside it are not to be used.
+
+    LLMServingSim's own simulator goes by ``skew_fit: enabled``, and takes a missing one for true.
+    """
+    path = folder / "meta.yaml"
+    if not path.exists():
+        return False
+    return bool(re.search(r"^skew_fit:\s*\n\s+enabled:\s*false\s*$", path.read_text(), re.MULTILINE))
+
+
 class KernelTables:
     """The kernel tables of one folder; ``layers`` is the model's number of layers.
 
     ``spread_of`` names the folder whose skew tables are used where this one has none: the same GPU's,
-    with another model. Raises ``FitError`` if a table is missing or wrong.
+    with another model. Raises ``FitError`` if a table is missing or wrong, or if that folder says that its
+    skew tables are not to be used.
     """
 
     def __init__(self, folder: Path, layers: int, spread_of: Path | None = None) -> None:
@@ -145,13 +167,24 @@ class KernelTables:
             tuple(map(int, row[:4])): row[4] for row, _ in read_rows(_table(tables, "attention"), columns)
         }
         self._axes = [_doubling({key[i] for key in self._attention}) for i in range(4)]
-        self.spread = _read_spread(tables) or (_read_spread(_tables_of(spread_of)) if spread_of else {})
+        self.spread = self._read_spread(folder, tables, spread_of)
+
+    @staticmethod
+    def _read_spread(folder: Path, tables: Path, spread_of: Path | None) -> dict[str, Line]:
+        if spread_of and skew_disabled(spread_of):
+            raise FitError(
+                f"{spread_of / 'meta.yaml'}: skew_fit is not enabled, so the skew tables beside it are not to"
+                " be used; without --spread-of, contexts are taken as equal"
+            )
+        own = {} if skew_disabled(folder) else _read_spread(tables)
+        return own or (_read_spread(_tables_of(spread_of)) if spread_of else {})
 
     def _read_dense(self, path: Path) -> Line:
         times = {
             name: 1 if name in ONCE else self.layers * (1 + (name in TWICE)) for name in self._names(path)
         }
-        return _sum_lines({name: (line, times[name]) for name, line in _by_name(path, "tokens").items()})
+        parts = {name: (line, times[name]) for name, line in _by_name(path, "tokens").items()}
+        return _sum_lines(parts, tile=TILE)
 
     @staticmethod
     def _names(path: Path) -> set[str]:
@@ -238,10 +271,10 @@ def _by_name(path: Path, axis: str) -> dict[str, Line]:
     return {name: Line(found) for name, found in points.items()}
 
 
-def _sum_lines(parts: Mapping[str, tuple[Line, int]]) -> Line:
-    """Return one line that is the sum of several, each so many times."""
+def _sum_lines(parts: Mapping[str, tuple[Line, int]], tile: float = 0) -> Line:
+    """Return one line that is the sum of several, each so many times; ``tile`` as in ``Line``."""
     grid = sorted({x for line, _ in parts.values() for x, _ in line.points})
-    return Line((x, sum(times * line(x) for line, times in parts.values())) for x in grid)
+    return Line(((x, sum(times * line(x) for line, times in parts.values())) for x in grid), tile)
 
 
 def _read_spread(folder: Path) -> dict[str, Line]:

@@ -207,7 +207,7 @@ def sensitivity(run: MeasuredRun, profile: Profile) -> list[tuple[str, dict[str,
     steps = profile.steps
     pool = profile.kv_tokens // BLOCK_TOKENS
     unknown = replace(run, requests=[r._replace(keys=()) for r in run.requests])
-    times = {f"t_cpu {us} us": replace(steps, cpu_us=us) for us in (500, 1_500, 2_000)}
+    times = {f"t_cpu {us} us": replace(steps, cpu_us=us) for us in (0, 1_000, 2_000)}
     times["without k_mix"] = replace(steps, mixed_context_ns=0)
     times["without t_seq"] = replace(steps, sequence_us=0)
     pools = {f"KV pool x {factor}": int(pool * factor) for factor in (0.8, 1.2)}

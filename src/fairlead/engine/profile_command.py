@@ -72,7 +72,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         "--cpu-us",
         type=float,
         metavar="US",
-        help="t_cpu: a step's host time that was not measured (default: 1000 for kernels, 0 for whole steps)",
+        help="t_cpu: a step's host time that was not measured (default: 500 for kernels, 0 for whole steps)",
     )
     add(
         "--spread-of",
@@ -175,7 +175,7 @@ def _fit_kernels(args: argparse.Namespace, meta: dict[str, str], draft: Profile)
     drawn = tables.draw(DRAWS, draft.kv_tokens, draft.max_num_batched_tokens)
     fit = fit_steps(drawn, tables.head_us)
     rows = tables.rows(draft.kv_tokens, draft.max_num_batched_tokens)
-    spread = "" if tables.spread else "; equal contexts only, no skew tables"
+    spread = "" if tables.spread else "; equal contexts only, no skew tables in use"
     source = (
         f"Kernel tables (vLLM {meta.get('vllm_version', 'of unknown version')}, {meta.get('gpu', draft.gpu)})"
     )

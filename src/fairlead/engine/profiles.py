@@ -8,7 +8,8 @@ Where figures come from, and how far to trust them, is part of each profile. Kin
 - *op tables*: GEMMs and attention timed one by one (LLMServingSim v0, Vidur, aiconfigurator), summed
   over layers by us. They hold no mixed batches.
 
-``cpu_us`` is one value for all GPUs, chosen before any comparison. KV pools are what vLLM would find
+``cpu_us`` is one value for all GPUs: what short steps of one measured run (RTX PRO 6000, batches of up to
+16 that only decode) take longer than their kernels, to 0.1 ms. KV pools are what vLLM would find
 at 90% of the GPU's memory after bf16 weights and about 1.5 GB of activations a GPU.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 from fairlead.core.params import nearest
 from fairlead.engine.steptime import StepTime
 
-CPU_US = 1_000
+CPU_US = 500
 MIXED_RATIO = 0.92
 """k_mix / k_d of the kernel tables' Llama-3.1-8B; assumed where no mixed batch was measured."""
 
@@ -55,33 +56,33 @@ _ALL = (
         model=_LLAMA_8B,
         gpu="RTX PRO 6000 Blackwell 96 GB",
         steps=StepTime(
-            weights_us=10_622,
-            base_us=7_111,
-            token_us=33.5,
-            decode_context_ns=93.4,
-            prefill_pair_ns=2.82,
-            sequence_us=21.7,
-            mixed_context_ns=86.1,
+            weights_us=10_618,
+            base_us=7_460,
+            token_us=33.3,
+            decode_context_ns=93.6,
+            prefill_pair_ns=2.80,
+            sequence_us=22.2,
+            mixed_context_ns=85.6,
             head_us=739,
             cpu_us=CPU_US,
         ),
         kv_tokens=568_000,
         kv_bytes_per_token=131_072,
         max_model_len=131_072,
-        provenance="Kernel tables (median error 1.3% on decode, 4.4% on mixed batches).",
-        compared="A vLLM 0.19 run of 300 ShareGPT requests near saturation: mean TTFT -0.3%, TPOT +1.0%.",
+        provenance="Kernel tables (median error 1.3% on decode, 4.6% on mixed batches).",
+        compared="A vLLM 0.19 run of 300 ShareGPT requests near saturation: mean TTFT -3.1%, TPOT -0.2%.",
     ),
     Profile(
         name="llama-3.1-8b-rtx-4090",
         model=_LLAMA_8B,
         gpu="RTX 4090 24 GB",
         steps=StepTime(
-            weights_us=16_550,
-            base_us=6_933,
-            token_us=86.5,
-            decode_context_ns=160.3,
-            prefill_pair_ns=5.62,
-            sequence_us=32.6,
+            weights_us=16_560,
+            base_us=7_427,
+            token_us=86.7,
+            decode_context_ns=142.1,
+            prefill_pair_ns=5.39,
+            sequence_us=36.6,
             mixed_context_ns=215.3,
             head_us=1_122,
             cpu_us=CPU_US,
@@ -89,28 +90,31 @@ _ALL = (
         kv_tokens=42_000,
         kv_bytes_per_token=131_072,
         max_model_len=32_768,
-        provenance="Kernel tables (median error 1.9% on decode, 3.3% on mixed batches).",
+        provenance="Kernel tables (median error 1.5% on decode, 3.3% on mixed batches), of equal contexts:"
+        " the skew tables beside them are marked as not to be used.",
+        compared="A vLLM 0.19 run of the same 300 requests, six times over capacity, with preemptions: mean"
+        " TTFT +0.7%, TPOT +0.8%.",
     ),
     Profile(
         name="qwen3-32b-rtx-pro-6000",
         model="Qwen/Qwen3-32B",
         gpu="RTX PRO 6000 Blackwell 96 GB",
         steps=StepTime(
-            weights_us=45_607,
-            base_us=34_646,
-            token_us=146.1,
-            decode_context_ns=188.3,
-            prefill_pair_ns=9.79,
-            sequence_us=80.0,
-            mixed_context_ns=415.4,
+            weights_us=45_444,
+            base_us=36_373,
+            token_us=145.1,
+            decode_context_ns=191.3,
+            prefill_pair_ns=9.74,
+            sequence_us=84.2,
+            mixed_context_ns=404.2,
             head_us=1_087,
             cpu_us=CPU_US,
         ),
         kv_tokens=96_000,
         kv_bytes_per_token=262_144,
         max_model_len=40_960,
-        provenance="Kernel tables (median error 0.8% on decode, 3.9% on mixed batches); what unequal contexts"
-        " cost is the Llama-3.1-8B's on the same GPU.",
+        provenance="Kernel tables (median error 0.9% on decode, 3.9% on mixed batches) of one GPU; what"
+        " unequal contexts cost is the Llama-3.1-8B's on the same GPU.",
     ),
     Profile(
         name="llama-3.1-8b-h100",
@@ -133,7 +137,7 @@ _ALL = (
         provenance="Op tables: GEMMs of LLMServingSim v0, attention of aiconfigurator (vLLM 0.24). Norms,"
         " rotary embedding and activation are the RTX PRO 6000's scaled by memory bandwidth, since the v0"
         " ones are not fused. k_mix assumed.",
-        compared="42 TensorRT-LLM runs at fixed concurrency 8 to 128: mean TPOT median error 4%, worst -16%."
+        compared="42 TensorRT-LLM runs at fixed concurrency 8 to 128: mean TPOT median error -5%, worst -16%."
         " No vLLM run.",
     ),
     Profile(
