@@ -162,7 +162,11 @@ class NaiveDrr:
 class NaiveDualMap:
     """The rule with all arrivals in a list that is counted anew for each request, and rings made anew."""
 
-    def __init__(self, slo_us: float, prefill_us: float, blocks: int, window_us: int) -> None:
+    def __init__(
+        self, slo_us: float, prefill_us: float, blocks: int, window_us: int, seqs: int, pool: int
+    ) -> None:
+        self.seqs = seqs
+        self.pool = pool
         self.slo_us = slo_us
         self.prefill_us = prefill_us
         self.lengths = [blocks * 2**n for n in range(8)]
@@ -185,9 +189,11 @@ class NaiveDualMap:
 
     def route(
         self, keys: Sequence[int], prompt: int, ids: Sequence[str], slots: Sequence[int], now: int,
-        cached: Sequence[int], pending: Sequence[int], batch: Sequence[int], last: int,
+        cached: Sequence[int], pending: Sequence[int], batch: Sequence[int], used: Sequence[int], last: int,
     ) -> int:  # fmt: skip
         def ttft(slot: int) -> float:
+            if batch[slot] >= self.seqs or (used[slot] and used[slot] + prompt - cached[slot] > self.pool):
+                return float("inf")
             return (pending[slot] + prompt - cached[slot]) * self.prefill_us
 
         def turn(slot: int) -> int:

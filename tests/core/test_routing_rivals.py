@@ -114,6 +114,22 @@ def test_dualmap_affinity_within_the_objective_then_the_less_loaded_of_two_then_
     assert sorted(choice.scores) == [640] * 6 + [2_001] * 2
 
 
+def test_dualmap_a_worker_without_place_is_too_slow() -> None:
+    """As many sequences as it runs at once, or its KV pool full: then the other of the two, though cold."""
+    req = prompt(5)
+    for full in ({"batch_size": 256}, {"kv_used": 500_000 - 319}):
+        tested, fleet = policy("dualmap"), PlainFleet(8)
+        one, other = pair(tested, fleet, req)
+        cached = [0] * 8
+        cached[one] = 320
+        assert chosen(tested, fleet, req, match(fleet, cached)) == one
+        (name, value), *_ = full.items()
+        getattr(fleet, name)[one] = value
+        assert chosen(tested, fleet, req, match(fleet, cached)) == other
+        getattr(fleet, name)[one] = value - 1
+        assert chosen(tested, fleet, req, match(fleet, cached)) == one
+
+
 def test_dualmap_of_two_equal_matches_takes_the_one_with_less_to_do() -> None:
     tested, fleet = policy("dualmap"), PlainFleet(8)
     req = prompt(5)
@@ -201,20 +217,22 @@ def test_dualmap_equals_its_definition_over_a_history(seed: int) -> None:
         prefix_blocks=blocks,
         window_s=max(1, window_us / 1e6),
     )
-    reference = NaiveDualMap(slo_us, 32, blocks, max(1_000_000, window_us))
+    reference = NaiveDualMap(slo_us, 32, blocks, max(1_000_000, window_us), 3, 1_000)
     fleet, now = PlainFleet(size), 0
     for rid in range(150):
         now += rng.randrange(40_000)
         fleet.candidates = sorted(rng.sample(range(size), rng.randrange(1, size + 1)))
         fleet.pending_prefill_tokens = [100 * rng.randrange(20) for _ in range(size)]
-        fleet.batch_size = [rng.randrange(3) for _ in range(size)]
+        fleet.batch_size = [rng.randrange(4) for _ in range(size)]
+        fleet.max_num_seqs = [3] * size
+        fleet.kv_used, fleet.kv_tokens = [rng.choice([0, 300, 700]) for _ in range(size)], [1_000] * size
         req = prompt(
             rng.choice([1, 1, 1, 2, 3, rid + 10]), rng.choice([2, 12, 40]), rid, tail=rng.choice([0, 1])
         )
         cached = [rng.choice([0, 0, 16, 31]) for _ in range(size)]
         expected = reference.route(
             req.keys, req.prompt_tokens, fleet.ids, fleet.candidates, now, cached,
-            fleet.pending_prefill_tokens, fleet.batch_size, tested.last,
+            fleet.pending_prefill_tokens, fleet.batch_size, fleet.kv_used, tested.last,
         )  # fmt: skip
         assert place(tested, fleet, req, match(fleet, cached), now) == expected
         reference.arrivals.append((now, req.keys))

@@ -87,13 +87,13 @@ class KLpm(OrderingBase[KLpmQueue]):
     )
     params: ClassVar[tuple[Param, ...]] = (
         Param(
-            "k", 4, "requests in a round, the first of them the oldest; 1 is fcfs, a large k is lpm", low=1
+            "k", 8, "requests in a round, the first of them the oldest; 1 is fcfs, a large k is lpm", low=1
         ),
         ON_NO_FIT,
     )
     uses_match: ClassVar[bool] = True
 
-    def __init__(self, context: OrderingContext, k: int = 4, on_no_fit: str = "stop") -> None:
+    def __init__(self, context: OrderingContext, k: int = 8, on_no_fit: str = "stop") -> None:
         super().__init__(context)
         self._k = k
         self.skips = on_no_fit == "skip"

@@ -2,12 +2,13 @@
 
 from collections import deque
 from hashlib import blake2b
+from math import inf
 
 from fairlead.core.model import BlockKey, Request, RequestId
 from fairlead.core.params import Param
 from fairlead.core.routing.base import Choice, Fleet, Match, RoutingBase, RoutingContext
 from fairlead.core.routing.hash_ring import HashRing
-from fairlead.core.routing.scan import columns, least
+from fairlead.core.routing.scan import least
 
 LENGTHS = 8
 """Lengths of a prefix that are looked at: ``prefix_blocks``, doubled up to seven times."""
@@ -73,8 +74,9 @@ class Prefixes:
 class DualMap(RoutingBase):
     """Of two workers, named by two hash rings, the one with the longer match; the less loaded if it is slow.
 
-    Expected TTFT is (pending prefill + uncached prompt) * ``prefill_us``. While that of the warmer worker
-    is within ``slo_ms``, it takes the request; equal matches go by expected TTFT. Else the one of the two
+    Expected TTFT is (pending prefill + uncached prompt) * ``prefill_us``, and without end where the
+    request would wait for another to end: the batch is full, or the KV pool. While that of the warmer is
+    within ``slo_ms``, it takes the request; equal matches go by expected TTFT. Else the one of the two
     with the least expected TTFT takes it, if that is within ``slo_ms``; else the one of the whole fleet.
 
     What is hashed is the shortest prefix, of ``prefix_blocks`` times 1, 2, 4, ... 128 blocks, that few
@@ -121,16 +123,25 @@ class DualMap(RoutingBase):
         if len(slots) == 1:
             return Choice(slots[0], branch="dualmap: one worker")
         first, second = self._pair(self.prefixes.spread(prefixes, len(slots), now), fleet)
-        pending, prompt, cached = fleet.pending_prefill_tokens, request.prompt_tokens, match.tokens
-        mine, other = pending[first] + prompt - cached[first], pending[second] + prompt - cached[second]
-        if cached[first] != cached[second]:
-            warm, tokens = (first, mine) if cached[first] > cached[second] else (second, other)
-            if tokens <= self._budget:
-                return Choice(warm, branch="dualmap: affinity")
+        cached, mine = match.tokens, self._tokens(first, request, match, fleet)
+        if cached[first] > cached[second] and mine <= self._budget:
+            return Choice(first, branch="dualmap: affinity")
+        other = self._tokens(second, request, match, fleet)
+        if cached[second] > cached[first] and other <= self._budget:
+            return Choice(second, branch="dualmap: affinity")
         fast, tokens = (first, mine) if mine <= other else (second, other)
         if tokens <= self._budget:
             return Choice(fast, branch="dualmap: less loaded of two")
         return self._fastest(request, match, fleet, "dualmap: least loaded of all")
+
+    def _tokens(self, slot: int, request: Request, match: Match, fleet: Fleet) -> float:
+        """Return what has to be computed on a worker before the first token; inf if there is no place."""
+        extend = request.prompt_tokens - match.tokens[slot]
+        if fleet.batch_size[slot] >= fleet.max_num_seqs[slot]:
+            return inf
+        if fleet.kv_used[slot] and fleet.kv_used[slot] + extend > fleet.kv_tokens[slot]:
+            return inf
+        return fleet.pending_prefill_tokens[slot] + extend
 
     def _pair(self, prefix: BlockKey, fleet: Fleet) -> tuple[int, int]:
         """Return the two candidates that a prefix hashes to. There are at least two."""
@@ -145,9 +156,8 @@ class DualMap(RoutingBase):
 
     def _fastest(self, request: Request, match: Match, fleet: Fleet, branch: str) -> Choice:
         """Pick the least expected TTFT of all candidates."""
-        slots, prompt = fleet.candidates, request.prompt_tokens
-        cached, pending = columns(fleet, slots, match.tokens, fleet.pending_prefill_tokens)
-        scores = [p + prompt - c for c, p in zip(cached, pending, strict=False)]
+        slots = fleet.candidates
+        scores = [self._tokens(slot, request, match, fleet) for slot in slots]
         return Choice(least(slots, scores, self.last, fleet.batch_size), scores, branch)
 
     def assigned(self, request: Request, slot: int, extend_tokens: int, now: int) -> None:  # noqa: ARG002 - one interface
