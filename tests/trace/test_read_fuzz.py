@@ -15,7 +15,7 @@ from fairlead.trace.model import TraceError
 from fairlead.trace.reading import READERS, read_trace
 from tests.trace.test_read_formats import FILES
 
-FIELDS = (
+NAMES = (
     "timestamp|created_time|input_length|output_length|hash_ids|session_id|delay|delay_ms|chat_id|"
     "parent_chat_id|type|turn|startTime|endTime|prompt_tokens|completion_tokens|api_key|status|"
     "cache_hit|call_type|custom_id|url|body|messages|role|content|prompt|output_tokens|"
@@ -24,7 +24,8 @@ FIELDS = (
     "stringValue|startTimeUnixNano|endTimeUnixNano|gen_ai.usage.input_tokens|"
     "gen_ai.usage.output_tokens|Timestamp|Session ID|Elapsed time|Model|Request tokens|Response tokens|"
     "Log Type"
-).split("|")  # noqa: SIM905 # as a list it is 57 lines
+)
+FIELDS = NAMES.split("|")
 NUMBERS = st.one_of(
     st.integers(-3, 3_000),
     st.floats(),

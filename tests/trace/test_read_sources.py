@@ -115,6 +115,19 @@ def test_fields_within_fields_and_texts_are_read(tmp_path: Path) -> None:
     assert any("estimates" in label for label in trace.labels)
 
 
+def test_a_table_without_arrivals_has_invented_starts(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("p,o,s\n100,60,x\n50,5,\n200,7,x\n")
+    trace = read_trace(tmp_path / "t.csv", form="mapped", map="prompt=p,output=o,session=s", sessions_per_s=2)
+    session, alone = sorted(trace.sessions(), key=lambda session: -len(session.turns))
+    assert [(turn.prompt_tokens, turn.after, turn.delay_us) for turn in session.turns] == [
+        (100, -1, 0),
+        (200, 0, 0),
+    ]
+    assert alone.at != session.at
+    assert trace.understood.endswith("no arrival times")
+    assert any("Poisson, 2 sessions/s" in label for label in trace.labels)
+
+
 @pytest.mark.parametrize(
     ("told", "says"),
     [

@@ -2,6 +2,7 @@
 
 The table is CSV, JSON lines, a JSON list or parquet. What a field holds says how it is read: an arrival is a
 number of ``time_unit`` or a date with a time, a prompt is a number of tokens or text, and so is an output.
+Without an arrival, requests and sessions start as a Poisson process.
 """
 
 from collections.abc import Mapping
@@ -11,18 +12,21 @@ from xxhash import xxh3_64_intdigest
 
 from fairlead.core.keys import byte_keys, seed_key
 from fairlead.core.params import Param, Values, nearest
+from fairlead.trace.arrivals import session_starts, start_params
 from fairlead.trace.calls import HISTORY, HISTORY_PARAM, SESSIONS, Call, Calls, closed, gaps_label
 from fairlead.trace.conversations import TOKEN_BYTES
 from fairlead.trace.faults import Faults, microseconds
+from fairlead.trace.files import sample
 from fairlead.trace.model import Trace, TraceError
 from fairlead.trace.reader import NO_CLIENTS, ONE_CLIENT, Reader, identify
 from fairlead.trace.rows import US_PER, Cells, fraction, moment, read_rows, value, whole, word
 from fairlead.trace.store import Span, Store
 
 FORM = "mapped"
-MUST = ("arrival", "prompt", "output")
+MUST = ("prompt", "output")
 """What a map must name."""
-MAY = ("client", "session", "end", "delay")
+MAY = ("arrival", "client", "session", "end", "delay")
+_ROLES = (*MUST, *MAY)
 SHAPE = "arrival=FIELD,prompt=FIELD,output=FIELD[,client=FIELD][,session=FIELD][,end=FIELD][,delay=FIELD]"
 _LONG = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
@@ -34,10 +38,8 @@ def parse_map(told: str) -> dict[str, str]:
         role, equals, name = (side.strip() for side in part.partition("="))
         if not (equals and role and name):
             raise TraceError(f"map: '{part}' is not of the form {SHAPE}")
-        if role not in (*MUST, *MAY):
-            raise TraceError(
-                f"map: '{role}' is none of {', '.join((*MUST, *MAY))}{nearest(role, (*MUST, *MAY))}"
-            )
+        if role not in _ROLES:
+            raise TraceError(f"map: '{role}' is none of {', '.join(_ROLES)}{nearest(role, _ROLES)}")
         if role in found:
             raise TraceError(f"map: '{role}' is named twice, as {found[role]} and as {name}")
         found[role] = name
@@ -59,12 +61,14 @@ class _Reading:
         self.texts = False
         self.dates = False
         self.estimates = False
+        self.starts, self.starts_label = session_starts(values)
         self.calls = Calls(self.store, self.block, closed=closed(values), history=values.flag("history"))
+        self._known: set[tuple[str, str]] = set()  # sessions that have started, where there are no arrivals
 
     def take(self, where: str, cells: Cells) -> None:
         fields, per_unit = self.fields, US_PER[self.unit]
-        at = moment(cells, fields["arrival"], per_unit)
-        arrival = value(cells, fields["arrival"])
+        at = moment(cells, fields["arrival"], per_unit) if "arrival" in fields else -1
+        arrival = value(cells, fields.get("arrival", ""))
         self.dates = self.dates or (isinstance(arrival, str) and not _numeric(arrival))
         prompt, text = self._length(cells, where, "prompt")
         output, _ = self._length(cells, where, "output")
@@ -81,7 +85,11 @@ class _Reading:
             call.delay = microseconds(fields["delay"], fraction(cells, fields["delay"]), per_unit)
         if text is not None:
             call.spans = self._keys(text, prompt)
-        self.faults.arrival(where, at)
+        if at >= 0:
+            self.faults.arrival(where, at)
+        elif not call.session or (call.client, call.session) not in self._known:
+            call.at = next(self.starts)
+            self._known.add((call.client, call.session))
         self.calls.add(call)
 
     def _length(self, cells: Cells, where: str, role: str) -> tuple[int, bytes | None]:
@@ -120,8 +128,9 @@ def _read(path: Path, values: Values) -> Trace:
         path, reading.faults, reading.take, [name for name in fields.values() if "." not in name]
     )
     reading.calls.finish()
+    seen = ", ".join(sample(path).fields()[:12])
     repairs = reading.faults.finish(
-        count, "mend or remove those lines, or name other fields with --map" if count else "there are no rows"
+        count, f"mend or remove those lines, or name other fields (there are: {seen})"
     )
     labels = [] if "client" in fields else [NO_CLIENTS]
     if reading.estimates:
@@ -132,7 +141,15 @@ def _read(path: Path, values: Values) -> Trace:
         labels.append(gaps_label(ends="end" in fields or "delay" in fields))
         if values.flag("history") and not reading.texts:
             labels.append(HISTORY)
-    arrivals = "arrivals are dates" if reading.dates else f"arrivals in {_LONG[reading.unit]}"
+    if "arrival" not in fields:
+        labels.append(reading.starts_label)
+    arrivals = (
+        "no arrival times"
+        if "arrival" not in fields
+        else "arrivals are dates"
+        if reading.dates
+        else f"arrivals in {_LONG[reading.unit]}"
+    )
     return reading.store.trace(
         path.name, reading.block, identify(FORM, path, values), labels, repairs, facts=[arrivals]
     )
@@ -147,6 +164,7 @@ READERS = (
         (
             Param("map", "", f"which field is what: {SHAPE}"),
             Param("time_unit", "s", "unit of times that are numbers", choices=tuple(US_PER)),
+            *start_params(1.0),
             SESSIONS,
             HISTORY_PARAM,
             Param("block_tokens", 16, "tokens of a KV block", low=1),

@@ -103,8 +103,8 @@ def _recognised(path: Path, start: Sample) -> Reader:
 
 _LIKELY = {
     "arrival": ("arriv", "timestamp", "start", "time", "created", "date", "ts"),
-    "prompt": ("prompt", "input", "context", "request", "in_tok", "question"),
-    "output": ("output", "completion", "response", "generated", "answer", "out_tok"),
+    "prompt": ("prompt", "input", "context", "request", "in_tok", "question", "prefill"),
+    "output": ("output", "completion", "response", "generated", "answer", "out_tok", "decode"),
     "client": ("client", "tenant", "team", "user", "api_key", "account", "customer"),
     "session": ("session", "conversation", "chat", "thread"),
 }
@@ -119,6 +119,6 @@ def suggested_map(fields: Sequence[str]) -> str:
         found = next((name for part in parts for name in left if part in name.lower()), "")
         if found:
             left.remove(found)
-        if found or role in MUST:
+        if found or role in (*MUST, "arrival"):
             told.append(f"{role}={found or '...'}")
     return f"--map {','.join(told)}"
