@@ -100,7 +100,7 @@ class Marginal(RoutingBase):
 def _decoding(request: Request, fleet: Fleet) -> tuple[float, float]:
     """Return what the request's decoding costs, for a token of context beside it and for a sequence."""
     limit, output = request.max_tokens, fleet.expected_output(request.client)
-    if limit is not None and limit < output:
-        output = limit
+    if limit is not None:
+        output = min(float(limit), output)
     token = 2 * SLOWED * READ * output
     return token, token * (SEQUENCE + output / 2)
