@@ -86,7 +86,7 @@ def test_a_crowd_wants_more_than_there_is_and_the_thinking_client_less_than_its_
 
 
 def test_every_order_takes_part_with_our_routing_and_the_production_queue() -> None:
-    every = {"fcfs", "lpm", "k_lpm", "plas", "drr", "vtc:scope=fleet", "dlpm", OURS.order}
+    every = {"fcfs", "lpm", "k_lpm", "plas", "drr", "vtc:scope=fleet", OURS.order}
     for part, stage in ((TABLE, table), (DOCUMENTS, documents), (WAITING, waiting)):
         cells = [p for p in stage(FULL, ()) if p.part == part]
         # Where nothing is shared, these serve as fcfs does.

@@ -22,6 +22,8 @@ from fairlead.simulate.experiments.e7_cells import (
     RESERVED_THINKS,
     TABLE,
     THINKS,
+    TURNS,
+    TURNS_LOCALITY,
     WAITING,
     crowd,
     documents,
@@ -78,7 +80,7 @@ def seen(entries: Sequence[CellFigures]) -> list[str]:
         told = [
             f"{digits(mean(select(here, contender=label), OVER))} under {label}"
             for label in names(here, "contender")
-            if label in ("ours", "DLPM", "VTC", "FCFS", PRIORITY.label)
+            if label in ("ours", "DLPM, as published", "VTC", "FCFS", PRIORITY.label)
         ]
         found.append(
             f"{row}, the heavy one 50: service of the heavy client over the light one's is {', '.join(told)}."
@@ -145,8 +147,10 @@ def tables(entries: Sequence[CellFigures]) -> list[Table]:
     found.append(grid(entries, CROWD, MOST, caption=f"Crowds: {MOST.name}"))
     found += [
         across(entries, DOCUMENTS, _LOCAL, _ON_DOCUMENTS),
-        _by_quantum(entries),
+        _swept(entries, QUANTA, "DLPM by quantum: light clients", "quantum"),
         swept(entries, LOCALITY, f"DLPM by quantum: {_ON_DOCUMENTS}", "quantum", _LOCAL),
+        _swept(entries, TURNS, "DLPM by turn, the requests that a quantum pays for: light clients", "turn"),
+        swept(entries, TURNS_LOCALITY, f"DLPM by turn: {_ON_DOCUMENTS}", "turn", _LOCAL),
         _floor(entries),
     ]
     return [one for one in found if one.rows]
@@ -156,17 +160,15 @@ _LOCAL = (HIT, TOKENS, TTFT, TTFT99, MOST)
 _ON_DOCUMENTS = "eight clients, 8 questions on documents open each, 16 slots"
 
 
-def _by_quantum(entries: Sequence[CellFigures]) -> Table:
-    """Return a row a quantum, and what the light client gets and waits."""
-    here = select(entries, part=QUANTA)
+def _swept(entries: Sequence[CellFigures], part: str, caption: str, head: str) -> Table:
+    """Return a row a value of ``x``, and what the light client gets and waits."""
+    here = select(entries, part=part)
     measures = [
         (row, m)
         for row in names(here, "workload")
         for m in ((OVER if "light opens" in row else LIGHT_RATIO), LIGHT99)
     ]
-    found = Table(
-        "DLPM by quantum: light clients", ["quantum", *(f"{row}: {_SHORT[m.key]}" for row, m in measures)]
-    )
+    found = Table(caption, [head, *(f"{row}: {_SHORT[m.key]}" for row, m in measures)])
     for x in sorted(names(here, "x")):
         group = select(here, x=x)
         cells = [shown(mean(select(group, workload=row), m), m.unit) for row, m in measures]

@@ -9,7 +9,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from fairlead.simulate.experiments.base import H100, OURS, CellFigures, Contender, Options, Planned, planned
+from fairlead.simulate.experiments.base import (
+    H100,
+    OURS,
+    CellFigures,
+    Contender,
+    Options,
+    Planned,
+    papers_dlpm,
+    planned,
+)
 from fairlead.simulate.experiments.workloads import DOC_QA
 from fairlead.simulate.settings import GATEWAY
 from fairlead.trace.loops import EVERYONE
@@ -28,7 +37,8 @@ def _ours(label: str, order: str) -> Contender:
 
 PRIORITY = _ours("light first", "priority")
 """Serves the light client whenever it waits: what no order can beat without keeping slots free."""
-DLPM = _ours("DLPM", "dlpm")
+SWEPT = _ours("DLPM", "dlpm")
+"""Whose quantum is swept."""
 ORDERS = (
     _ours("FCFS", "fcfs"),
     _ours("LPM", "lpm"),
@@ -36,8 +46,8 @@ ORDERS = (
     _ours("PLAS", "plas"),
     _ours("DRR", "drr"),
     _ours("VTC", "vtc:scope=fleet"),
+    _ours("DLPM, as published", papers_dlpm()),
     _ours("DLPM, Q 1k", "dlpm:quantum=1000"),
-    DLPM,
     OURS,
 )
 """All with our routing and the queue in the gateway: what differs is the order."""
@@ -46,14 +56,16 @@ _UNALIKE = tuple(one for one in ORDERS if one.label not in ("LPM", "k-LPM", "PLA
 ALONE = _ours("alone", "fcfs")
 RESERVED, RESERVED_THINKS = _ours("slots kept", "fcfs"), _ours("slots kept, thinks 1 s", "fcfs")
 
-TABLE, FLOOR, QUANTA, LOCALITY, CROWD, WAITING, BY_ITSELF, DOCUMENTS = (
-    "two clients", "floor", "quantum", "locality", "crowd", "waiting", "alone", "documents",
-)  # fmt: skip
+TABLE, FLOOR, CROWD, DOCUMENTS = "two clients", "floor", "crowd", "documents"
+WAITING, BY_ITSELF = "waiting", "alone"
+QUANTA, LOCALITY, TURNS, TURNS_LOCALITY = "quantum", "locality", "turn", "locality by turn"
 ROWS = ((4, 2), (4, 4), (8, 8))
 """Slots, and what the light client keeps open beside 50 of the heavy one's."""
 FLOOR_SLOTS = (2, 4, 8, 16, 32)
 SWEEP = tuple(512 * 2**i for i in range(8))
 """Quanta from 512 to 64k."""
+TURN = (1, 2, 3, 4, 6, 8, 16)
+"""Requests of median size that a quantum pays for."""
 SLOTS: Final = 8
 HEAVY = (1, 5, 20, 50)
 WORKERS = (1, 2, 4, 8)
@@ -143,36 +155,37 @@ def floor(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
 
 
 def quanta(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
-    """Return quanta from 512 to 64k: fairness of two clients and of a crowd, and locality."""
+    """Return quanta from 512 to 64k, and quanta of a number of requests: light clients, and locality."""
     found: list[Planned] = []
     thinking = Crowd(20, SLOTS, (THINKS,))
-    for quantum in SWEEP[::4] if options.quick else SWEEP:
-        one = DLPM._replace(order=f"{DLPM.order}:quantum={quantum}")
+    swept = [(QUANTA, LOCALITY, "quantum", value) for value in (SWEEP[::4] if options.quick else SWEEP)]
+    swept += [(TURNS, TURNS_LOCALITY, "turn", value) for value in (TURN[:1] if options.quick else TURN)]
+    for part, local, name, value in swept:
+        one = SWEPT._replace(order=f"{SWEPT.order}:{name}={value}")
         for seed in options.seeds:
             found += [
                 _cell(
-                    QUANTA, _named(slots, count), one, _alike(_two(count), seed),
-                    20 if options.quick else 60, slots, x=quantum,
+                    part, _named(slots, count), one, _alike(_two(count), seed),
+                    20 if options.quick else 60, slots, x=value,
                 )
                 for slots, count in (ROWS[:1] if options.quick else ROWS)
             ]  # fmt: skip
             if not options.quick:
                 crowded = _alike(thinking.loops, seed)
-                found.append(_cell(QUANTA, _crowd_name(THINKS), one, crowded, 150, SLOTS, x=quantum))
-                found.append(_documents(one, seed, 200, quantum))
+                found.append(_cell(part, _crowd_name(THINKS), one, crowded, 150, SLOTS, x=value))
+                found.append(_documents(local, one, seed, 200, value))
     return found
 
 
 def documents(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     """Return eight clients with 8 questions open each, where the order decides what is found cached."""
     seconds = 30 if options.quick else 200
-    return [_documents(one, seed, seconds) for one in ORDERS for seed in options.seeds]
+    return [_documents(DOCUMENTS, one, seed, seconds) for one in ORDERS for seed in options.seeds]
 
 
-def _documents(one: Contender, seed: int, seconds: float, quantum: float | None = None) -> Planned:
+def _documents(part: str, one: Contender, seed: int, seconds: float, x: float | None = None) -> Planned:
     workload = Workload(source=DOC_QA, requests=1_000, clients=8, seed=seed, concurrency={EVERYONE: Loop(8)})
-    part = DOCUMENTS if quantum is None else LOCALITY
-    return _cell(part, DOC_QA, one, workload, seconds, 2 * SLOTS, x=quantum)
+    return _cell(part, DOC_QA, one, workload, seconds, 2 * SLOTS, x=x)
 
 
 def crowd(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
