@@ -12,7 +12,8 @@ from fairlead.core.dispatcher import Dispatcher, Settings
 from fairlead.core.model import Limits, Request
 from fairlead.core.ordering.base import QueuedRequest
 from fairlead.core.placement import Placement
-from fairlead.core.stealing import Stealing
+from fairlead.core.routing.marginal import SLOWED
+from fairlead.core.stealing import Stealing, price
 from fairlead.core.worker import Worker
 
 from .driver import Driver, make_dispatcher
@@ -22,7 +23,9 @@ NO_GATE = Settings(prefill_backlog_us=0)
 
 def two_workers(**params: object) -> Dispatcher:
     """Two workers that run one request at a time; session affinity keeps each client on its own."""
-    d = make_dispatcher("round_robin", "dlpm", ordering_params={"quantum": 100, **params}, settings=NO_GATE)
+    d = make_dispatcher(
+        "round_robin", "dlpm", ordering_params={"quantum": 100, "light": False, **params}, settings=NO_GATE
+    )
     for name in ("w0", "w1"):
         d.step(ev.WorkerUp(0, name, Limits(1, 100_000, 1000)))
     return d
@@ -85,6 +88,51 @@ def test_what_is_cached_elsewhere_is_worth_a_wait_as_long_as_it_takes_to_compute
         d.check()
 
 
+@pytest.mark.parametrize(
+    ("lost", "slower", "owed", "cost"),
+    [
+        (1_000, 1.0, 0.0, 1_000),  # nothing runs there: only its own prefill
+        (1_000, 4.0, 0.0, 4_000),  # 24 sequences are slowed down
+        (1_000, 4.0, 2_500.0, 1_500),  # and spared at the cost of somebody who owes less than that
+        (1_000, 4.0, 3_000.0, 1_000),  # its own prefill it pays in any case
+        (0, 4.0, 0.0, 0),
+        (-500, 4.0, 0.0, -500),  # more is cached here: at once
+    ],
+)
+def test_the_price_of_a_move(lost: int, slower: float, owed: float, cost: float) -> None:
+    assert price(lost, slower, owed) == cost
+
+
+def test_the_batch_that_a_request_joins_has_its_price_unless_who_goes_instead_owes_as_much() -> None:
+    """ann's 159 cached tokens are 1 ms of prefill for w0; beside the 3 sequences that run there, 1.4 ms."""
+    for more, waited, stolen in (
+        (14, 1_200, False),
+        (14, 1_400, True),
+        (1_000, 900, False),
+        (1_000, 1_100, True),
+    ):
+        d = make_dispatcher(
+            "round_robin", "dlpm", ordering_params={"quantum": 100, "light": False}, settings=NO_GATE
+        )
+        for name in ("w0", "w1"):
+            d.step(ev.WorkerUp(0, name, Limits(4, 100_000, 1000)))
+        for rid in range(1, 12):
+            arrive(d, rid, "flood")
+        assert d.fleet.running == [4, 4]
+        key = range(2_000, 2_010)
+        d.step(ev.CacheCleared(10, "w1", precise=True))
+        d.step(ev.CacheStored(10, "w1", list(key)))
+        d.step(ev.FirstToken(1_000, 1))
+        d.workers[0].prefilling.rate = 0.16
+        d.step(ev.Arrived(5_000, Request(20, "ann", 161, key, arrived_us=5_000)))
+        assert d.requests[20].slot == 1
+        d.ordering.decoded(0, "flood", more)
+        sent = [c for c in d.step(ev.Finished(5_000 + waited, 1, output_tokens=1)) if isinstance(c, Dispatch)]
+        assert [c.rid for c in sent] == [20 if stolen else 9]
+        owed = -d.ordering.credit(0, "flood") - (0 if stolen else 160)
+        assert 0 < owed < 20 if more == 14 else owed > 159, owed
+
+
 class Watch:
     """Looks, whenever somebody without credit is about to be served, whether anybody with credit could be."""
 
@@ -98,9 +146,9 @@ class Watch:
         if item is not None and ordering.credited() and ordering.credit(worker.slot, item.client) <= 0:
             for other in d.fleet.slots.values():
                 if other != worker.slot and d.fleet.queued[other]:
-                    self.look(worker, d.workers[other], now)
+                    self.look(worker, d.workers[other], item, now)
 
-    def look(self, thief: Worker, victim: Worker, now: int) -> None:
+    def look(self, thief: Worker, victim: Worker, instead: QueuedRequest, now: int) -> None:
         item = victim.head or victim.queue.head()
         if self.d.ordering.credit(victim.slot, item.client) <= 0:
             return
@@ -109,7 +157,9 @@ class Watch:
         here, there = (request.matched_tokens(ready(w.slot, item.keys)) for w in (thief, victim))
         fits = thief.has_capacity(tracked.sequences, request.prompt_tokens - here + tracked.expected)
         waited = (now - request.arrived_us) * thief.prefilling.rate
-        assert not fits or waited < there - here or thief.slot in tracked.tried
+        owed = -self.d.ordering.credit(thief.slot, instead.client)
+        cost = price(there - here, 1 + SLOWED * self.d.fleet.running[thief.slot], owed)
+        assert not fits or waited < cost or thief.slot in tracked.tried
 
 
 def watched(seed: int, quantum: int) -> int:

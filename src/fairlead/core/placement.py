@@ -153,7 +153,7 @@ class Placement:
             worker.head = None
             item = worker.queue.head()
         if stealing.overtaken(worker.slot, item):
-            found = stealing.find(worker, now)
+            found = stealing.find(worker, item, now)
             if found is not None:
                 stolen, matched = found
                 self._steal(stolen, matched, worker, now)

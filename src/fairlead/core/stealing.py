@@ -1,8 +1,10 @@
 """Work stealing: a worker that would serve a client without credit takes a request of one that has some.
 
 Only for orderings that keep one account a client for the whole fleet (``Ordering.steals``). The request is
-taken from the queue of another worker, where it may have been put for what that worker caches. So it is
-taken only once it has waited for longer than computing anew what is cached there would take.
+taken from the queue of another worker, where it may have been put for what that worker caches. How long it
+would still wait there, nobody knows. So it waits for as long as the move costs, and is then moved: whatever
+it would have been, waiting and move together cost at most twice the better of the two (the rule of the ski
+rental: rent until the rent has come to the price).
 """
 
 from bisect import bisect_right
@@ -10,11 +12,23 @@ from bisect import bisect_right
 from fairlead.core.fleet import FleetState
 from fairlead.core.ordering.base import Ordering, QueuedRequest
 from fairlead.core.prefix import PrefixIndex
+from fairlead.core.routing.marginal import SLOWED
 from fairlead.core.tracked import TrackedRequest
 from fairlead.core.worker import Worker
 
 _MOST_QUEUES = 16
 """Queues that are asked each time, the next ones in turn: a large fleet must not make this slow."""
+
+
+def price(lost: int, slower: float, owed: float) -> float:
+    """Return what moving a request costs, in tokens of prefill, where ``lost`` of its tokens are cached less.
+
+    It computes these itself, and slows each request that runs there by as much: ``slower`` is what
+    ``marginal`` counts for a token of prefill, with the batch that has to wait for it. What the others lose
+    does not count as far as the client that would be served instead is in debt (``owed``): the more it has
+    had ahead of its turn, the less others must wait to spare the batch.
+    """
+    return max(lost, lost * slower - owed)
 
 
 class Stealing:
@@ -38,16 +52,21 @@ class Stealing:
         ordering = self._ordering
         return ordering.credited() and (item is None or ordering.credit(slot, item.client) <= 0)
 
-    def find(self, thief: Worker, now: int) -> tuple[TrackedRequest, int] | None:
+    def find(
+        self, thief: Worker, instead: QueuedRequest | None, now: int
+    ) -> tuple[TrackedRequest, int] | None:
         """Return the oldest request that heads another queue and may be taken; None if there is none.
 
         It must have credit, have capacity here, and have waited long enough; and this worker must not
-        have failed it before. The number is the prompt tokens that are cached here.
+        have failed it before. The number is the prompt tokens that are cached here. ``instead`` is what this
+        worker would serve if it took none.
         """
         slot, workers, ordering, index = thief.slot, self._workers, self._ordering, self._index
         others = [s for s, queued in enumerate(self._fleet.queued) if queued and s != slot]
         start = bisect_right(others, self._asked_last)
         rate = thief.prefilling.rate
+        slower = 1 + SLOWED * self._fleet.running[slot]
+        owed = max(0.0, -ordering.credit(slot, instead.client)) if instead is not None else 0.0
         best: tuple[TrackedRequest, int] | None = None
         for other in (others[start:] + others[:start])[:_MOST_QUEUES]:
             victim = workers[other]
@@ -61,7 +80,7 @@ class Stealing:
             request = item.request
             here = request.matched_tokens(index.ready(slot, item.keys))
             there = request.matched_tokens(index.ready(other, item.keys))
-            if (now - request.arrived_us) * rate < there - here:
+            if (now - request.arrived_us) * rate < price(there - here, slower, owed):
                 continue
             if thief.has_capacity(item.sequences, request.prompt_tokens - here + item.expected):
                 best = item, here

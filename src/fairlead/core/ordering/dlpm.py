@@ -91,7 +91,7 @@ class Dlpm(ScopedOrdering[DlpmQueue, Deficits]):
             "steal",
             True,
             "scope=fleet: a worker that would serve a client without credit takes a request of one that has"
-            " credit from another's queue, once that waited longer than computing what is cached there takes",
+            " credit from another's queue, once that waited for as long as the move costs",
         ),
         Param(
             "ties",
