@@ -145,3 +145,27 @@ def test_milliseconds_that_make_an_absurd_rate_are_doubted(tmp_path: Path) -> No
     rows = [turn(600, 7, [0, i], timestamp=i // 3) for i in range(99)]
     trace = read_trace(write(tmp_path / "s.jsonl", rows))
     assert any("time_unit=s" in label for label in trace.labels)
+
+
+def test_turns_of_aiperf_that_state_what_is_new_are_made_whole(tmp_path: Path) -> None:
+    rows = [
+        turn(1100, 100, [0, 1, 2], session_id="a", timestamp=0.0),
+        turn(600, 50, [10, 11], session_id="a", delay=12219.3),
+        turn(300, 50, [12], session_id="a", delay=7563.0),
+        turn(1100, 100, [0, 1, 5], session_id="b", timestamp=0.0),
+    ]
+    trace = read_trace(write(tmp_path / "dataset.jsonl", rows))
+    a, b = check_trace(trace)
+    assert [(t.prompt_tokens, t.after, t.delay_us) for t in a.turns] == [
+        (1100, -1, 0),
+        (1800, 0, 12_219_300),
+        (2150, 1, 7_563_000),
+    ]
+    assert quotes(a.turns[1], a.turns[0])
+    assert quotes(a.turns[2], a.turns[1])
+    assert shared_blocks(a.turns[0], b.turns[0]) == 2
+    assert "turns state what is new" in trace.understood
+    plain, _ = read_trace(tmp_path / "dataset.jsonl", turns="whole").sessions()
+    assert [t.prompt_tokens for t in plain.turns] == [1100, 600, 300]
+    told, _ = read_trace(write(tmp_path / "d.jsonl", DYNAMO[:2]), turns="new").sessions()
+    assert told.turns[0].prompt_tokens == 2048

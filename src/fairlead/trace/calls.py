@@ -10,6 +10,8 @@ the requests of a session are brought together, in order of arrival:
   from that answer's end, or, without ends, from its predecessor's arrival.
 - Where prompts are known by keys, the answer is taken to be part of the next prompt if that one begins with
   this prompt and is at least as long as prompt and answer. Its blocks are then ``output_keys``.
+- Where a source states of later turns only what is new, prompts are made whole: all prompts and answers of
+  the session before them come first. Such turns follow each other.
 - Where only lengths are known, ``history`` decides: a prompt that is at least as long as the prompt and
   answer that it follows is taken to begin with them.
 """
@@ -17,13 +19,14 @@ the requests of a session are brought together, in order of arrival:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import pairwise
 from typing import TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
 from fairlead.core.model import BLOCK_KEY_BITS, BlockKey, ClientId
 from fairlead.core.params import Param, Values
-from fairlead.trace.faults import MAX_TIME_US
+from fairlead.trace.faults import MAX_TIME_US, MAX_TOKENS
 from fairlead.trace.spans import cut_spans
 from fairlead.trace.store import Span, Store
 
@@ -69,11 +72,14 @@ _Session: TypeAlias = tuple[ClientId, str]
 class Calls:
     """Takes the requests of a log and puts them into a store."""
 
-    def __init__(self, store: Store, block: int, *, closed: bool = True, history: bool = False) -> None:
+    def __init__(
+        self, store: Store, block: int, *, closed: bool = True, history: bool = False, new: bool = False
+    ) -> None:
         self._store = store
         self._block = block
         self._closed = closed
         self._history = history
+        self._new = new  # prompts of later turns are only what they add to their session
         self.added = 0
         """Requests so far."""
         self._sessions: dict[_Session, list[tuple[int, Call]]] = {}
@@ -94,6 +100,8 @@ class Calls:
         """Put the sessions into the store."""
         for (_, name), numbered in self._sessions.items():
             calls = _by_arrival(numbered)
+            if self._new:
+                self._whole(name, [call for _, call in calls])
             if self._closed:
                 self._session(name, calls)
                 continue
@@ -109,9 +117,10 @@ class Calls:
         calls = [call for _, call in numbered]
         place = {number: index for index, (number, _) in enumerate(numbered)}
         parents, delays = _order(calls, place)
-        self._answers(calls, parents)
         if self._history and all(call.spans is None for call in calls):
             self._continue(name, calls, parents)
+        elif not self._new:
+            self._answers(calls, parents)
         first = calls[0]
         self._store.add_session(max(0, first.at), first.client, name)
         for call, parent, delay in zip(calls, parents, delays, strict=True):
@@ -137,13 +146,20 @@ class Calls:
         mine, other = cut_spans(spans, blocks - 1, blocks), cut_spans(prefix, blocks - 1, blocks)
         return bool(mine) and bool(other) and self._store.key(mine[0][0]) == self._store.key(other[0][0])
 
+    def _whole(self, name: str, calls: Sequence[Call]) -> None:
+        """Put before each prompt all that was said: only the first one keeps the keys of its source."""
+        for before, call in pairwise(calls):
+            call.prompt = min(MAX_TOKENS, call.prompt + before.prompt + before.output)
+            call.spans = None
+        self._continue(name, calls, range(-1, len(calls) - 1))
+
     def _continue(self, name: str, calls: Sequence[Call], parents: Sequence[int]) -> None:
         """Give the requests of one session keys by their lengths: new ones where they do not continue."""
         block = self._block
         followed = set(parents)
         for index, (call, parent) in enumerate(zip(calls, parents, strict=True)):
             before = calls[parent] if parent >= 0 else None
-            spans: list[Span] = []
+            spans = list(call.spans or ())
             if before is not None and call.prompt >= before.prompt + before.output:
                 whole = [*(before.spans or ()), *before.output_spans]
                 spans = cut_spans(whole, 0, (before.prompt + before.output) // block)

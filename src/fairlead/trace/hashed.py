@@ -5,8 +5,9 @@ milliseconds and hashes blocks of 512 tokens, the last of which may be partial. 
 and hashes the full blocks of 16 tokens. A partial block can never be shared, so its id is not used.
 
 Dynamo's replay adds ``session_id`` and, on later turns, ``delay`` or ``delay_ms`` in place of ``timestamp``:
-a turn waits for the answer before it and then so long, or for the time between the two timestamps. AIPerf
-and guidellm leave ``hash_ids`` out. Qwen-Bailian's usage traces have ``chat_id`` and ``parent_chat_id`` (-1
+a turn waits for the answer before it and then so long, or for the time between the two timestamps. Dynamo's
+turns hold the whole prompt, AIPerf's and those of Dynamo's ``mooncake-delta`` only what is new. AIPerf and
+guidellm may leave ``hash_ids`` out. Qwen-Bailian's usage traces have ``chat_id`` and ``parent_chat_id`` (-1
 for the first turn), seconds, and blocks of 16 tokens.
 """
 
@@ -82,6 +83,30 @@ def _lines(sample: Sample) -> list[_Line]:
     return found
 
 
+def _state_what_is_new(found: list[_Line]) -> bool:
+    """Whether later turns hold only what is new: some are there, and none continues the turn before it."""
+    latest: dict[str | int, _Line] = {}
+    turns = 0
+    for line in found:
+        if line.session_id is None:
+            continue
+        before = latest.get(line.session_id)
+        latest[line.session_id] = line
+        if before is None:
+            continue
+        turns += 1
+        ids, old = line.hash_ids, before.hash_ids
+        if ids is not msgspec.UNSET and old is not msgspec.UNSET:
+            # The last id may be that of a partial block, which grows.
+            continues = bool(ids) and len(ids) >= len(old) and ids[: len(old) - 1] == old[:-1]
+            continues = continues and (len(old) > 1 or ids[:1] == old)
+        else:
+            continues = (line.prompt() or 0) >= (before.prompt() or 0) + (before.output() or 0)
+        if continues:
+            return False
+    return turns > 0
+
+
 def _of_bailian(sample: Sample) -> bool:
     return any(line.chat_id is not None for line in _lines(sample))
 
@@ -124,12 +149,12 @@ def fitting(shapes: list[tuple[int, int]]) -> list[int]:
 class _Reading:
     """One file while it is read."""
 
-    def __init__(self, path: Path, block: int, unit: str, *, closed: bool, history: bool) -> None:
+    def __init__(self, path: Path, block: int, unit: str, *, closed: bool, history: bool, new: bool) -> None:
         self.faults = Faults(path)
         self.block = block
         self.per_unit = _US[unit]
         self.store = Store()
-        self.calls = Calls(self.store, block, closed=closed, history=history)
+        self.calls = Calls(self.store, block, closed=closed, history=history, new=new)
         self.chain = Chain()
         self.at = array("q")  # of every request that stands alone, in the order they are stored
         self.shapes: list[tuple[int, int]] = []  # prompt tokens and number of ids, of the first lines
@@ -224,19 +249,33 @@ def _unit(path: Path, values: Values) -> str:
     return "s" if _in_seconds(found) or any(line.chat_id is not None for line in found) else "ms"
 
 
+def _new(path: Path, values: Values) -> bool:
+    """Whether later turns hold only what is new: as told, or by the first lines."""
+    told = values.word("turns")
+    return told == "new" or (told == "auto" and _state_what_is_new(_lines(sample(path))))
+
+
 def _read(form: str) -> Callable[[Path, Values], Trace]:
     def read(path: Path, values: Values) -> Trace:
         unit = _unit(path, values)
+        new = _new(path, values)
         reading = _Reading(
-            path, values.integer("block_tokens"), unit, closed=closed(values), history=values.flag("history")
+            path,
+            values.integer("block_tokens"),
+            unit,
+            closed=closed(values),
+            history=values.flag("history"),
+            new=new,
         )
         reading.read()
         repairs: tuple[Repair, ...] = reading.faults.finish(reading.lines, reading.remedy())
         labels = [NO_CLIENTS]
         if not reading.shapes:
             labels.append("the source has no hash ids: no prefix is shared between sessions")
-            if reading.sessions and values.flag("history"):
+            if reading.sessions and values.flag("history") and not new:
                 labels.append(HISTORY)
+        if new:
+            labels.append("turns state what is new: prompts and answers of their session come before it")
         if reading.calls.turns:
             labels.append(gaps_label(ends=False))
         grid = grid_us(reading.at) if values.word("spread") == "even" and not reading.sessions else 0
@@ -248,6 +287,8 @@ def _read(form: str) -> Callable[[Path, Values], Trace]:
         facts = [f"arrivals in {_LONG[unit]}"]
         if reading.shapes:
             facts.insert(0, f"blocks of {reading.block} tokens")
+        if new:
+            facts.insert(0, "turns state what is new")
         if reading.kinds:
             facts.insert(0, counted(len(reading.kinds), "type"))
         trace = reading.store.trace(
@@ -279,6 +320,11 @@ def _params(block_tokens: int) -> tuple[Param, ...]:
             "even",
             "spread arrivals where the source rounded their times to 1 s or more",
             choices=("even", "off"),
+        ),
+        Param(
+            "turns", "auto",
+            "whether later turns of a session state the whole prompt or what is new; auto: by the first ones",
+            choices=("auto", "whole", "new"),
         ),
         SESSIONS,
         HISTORY_PARAM,
