@@ -214,9 +214,9 @@ def test_a_gemm_takes_as_long_as_the_next_row_where_rows_are_close() -> None:
 # Kernel tables
 
 
-def kernel_folder(folder: Path, *, skew: bool = False) -> Path:
+def kernel_folder(folder: Path, *, skew: bool = False, gpus: int = 1) -> Path:
     """Tables of a model of 4 layers whose kernels follow KNOWN, head included, on a doubling grid."""
-    tables = folder / "tp1"
+    tables = folder / f"tp{gpus}"
     tables.mkdir(parents=True)
     axis = [2**i for i in range(12)]
 
@@ -378,6 +378,28 @@ def test_fit_of_kernel_tables_takes_names_from_them(
     assert "--kv-tokens, or --like" in capsys.readouterr().err
     assert main(["profile", "fit", folder, "--like", "llama-3.1-8b-h100", "--out", "x.json"]) == 2
     assert "a profile is a .toml file" in capsys.readouterr().err
+
+
+def test_fit_of_tables_of_two_gpus_adds_their_all_reduces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """4 layers have 8 all-reduces of 10 us; a token's 1,000 values of bf16 take 2 us each at 1 GB/s."""
+    folder, out = str(kernel_folder(tmp_path, gpus=2)), tmp_path / "two.toml"
+    limits = ["--kv-tokens", "500000", "--kv-bytes-per-token", "1000", "--max-model-len", "16384"]
+    command = ["profile", "fit", folder, "--name", "x", "--layers", "4", *limits, "--out", str(out)]
+    assert main(command) == 2
+    assert "no tables for 1 GPUs, only tp2" in capsys.readouterr().err
+    link = ["--tensor-parallel", "2", "--link-latency-us", "10", "--link-gb-per-s", "1"]
+    assert main([*command, *link]) == 2
+    assert "--hidden-size N" in capsys.readouterr().err
+    assert main([*command, *link, "--hidden-size", "1000", "--json"]) == 0
+    errors = json.loads(capsys.readouterr().out)["errors"]["drawn"]
+    assert errors["decode"]["bias"] < 0.02  # of the kernels: all-reduces are not among them
+    profile = load_profile(out)
+    assert (profile.tensor_parallel, profile.steps.link_us, profile.steps.link_token_us) == (2, 80, 16)
+    steps = str(steps_csv(tmp_path / "steps.csv"))
+    assert main(["profile", "fit", steps, "--like", "llama-3.1-8b-h100", *link]) == 2
+    assert "include their all-reduces" in capsys.readouterr().err
 
 
 def test_list_names_every_profile(capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,12 +150,15 @@ class KernelTables:
 
     ``spread_of`` names the folder whose skew tables are used where this one has none: the same GPU's,
     with another model. Raises ``FitError`` if a table is missing or wrong, or if that folder says that its
-    skew tables are not to be used.
+    skew tables are not to be used. Of a model on several GPUs (``tensor_parallel``), these are one GPU's
+    kernels: all-reduces are not among them.
     """
 
-    def __init__(self, folder: Path, layers: int, spread_of: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, layers: int, spread_of: Path | None = None, tensor_parallel: int = 1
+    ) -> None:
         self.layers = layers
-        tables = _tables_of(folder)
+        tables = _tables_of(folder, tensor_parallel)
         if any(tables.glob("moe*.csv*")):
             raise FitError(f"{tables}: a mixture of experts has costs that the formula does not know")
         self._dense = self._read_dense(_table(tables, "dense"))
@@ -167,17 +170,19 @@ class KernelTables:
             tuple(map(int, row[:4])): row[4] for row, _ in read_rows(_table(tables, "attention"), columns)
         }
         self._axes = [_doubling({key[i] for key in self._attention}) for i in range(4)]
-        self.spread = self._read_spread(folder, tables, spread_of)
+        self.spread = self._read_spread(folder, tables, spread_of, tensor_parallel)
 
     @staticmethod
-    def _read_spread(folder: Path, tables: Path, spread_of: Path | None) -> dict[str, Line]:
+    def _read_spread(
+        folder: Path, tables: Path, spread_of: Path | None, tensor_parallel: int
+    ) -> dict[str, Line]:
         if spread_of and skew_disabled(spread_of):
             raise FitError(
                 f"{spread_of / 'meta.yaml'}: skew_fit is not enabled, so the skew tables beside it are not to"
                 " be used; without --spread-of, contexts are taken as equal"
             )
         own = {} if skew_disabled(folder) else _read_spread(tables)
-        return own or (_read_spread(_tables_of(spread_of)) if spread_of else {})
+        return own or (_read_spread(_tables_of(spread_of, tensor_parallel)) if spread_of else {})
 
     def _read_dense(self, path: Path) -> Line:
         times = {
@@ -251,10 +256,18 @@ class KernelTables:
         return total
 
 
-def _tables_of(folder: Path) -> Path:
-    """Return where the tables lie: the folder itself, or its ``tp1`` (one GPU)."""
-    inner = folder / "tp1"
-    return inner if inner.is_dir() else folder
+def _tables_of(folder: Path, tensor_parallel: int) -> Path:
+    """Return where the tables lie: the folder itself, or its ``tpN`` (N GPUs).
+
+    Raises ``FitError`` if it has such folders, but not for so many GPUs.
+    """
+    inner = folder / f"tp{tensor_parallel}"
+    if inner.is_dir():
+        return inner
+    others = sorted(path.name for path in folder.glob("tp[0-9]*") if path.is_dir())
+    if others:
+        raise FitError(f"{folder}: no tables for {tensor_parallel} GPUs, only {', '.join(others)}")
+    return folder
 
 
 def _table(folder: Path, name: str) -> Path:

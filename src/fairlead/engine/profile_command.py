@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fairlead.engine.all_reduce import Link, Shape, read_all_reduce, sharded, with_link
 from fairlead.engine.fit import Fit, FitError, MeasuredStep, errors_of, fit_steps
 from fairlead.engine.fit_tables import KernelTables, read_meta, read_steps
 from fairlead.engine.measured import compare, read_run, replay, sensitivity
@@ -19,14 +20,15 @@ DRAWS = 4_000
 
 class _Model(NamedTuple):
     layers: int
+    hidden: int
     kv_bytes_per_token: int
     max_model_len: int
 
 
 MODELS = {
-    "meta-llama/Llama-3.1-8B": _Model(32, 131_072, 131_072),
-    "meta-llama/Llama-3.1-70B": _Model(80, 327_680, 131_072),
-    "Qwen/Qwen3-32B": _Model(64, 262_144, 40_960),
+    "meta-llama/Llama-3.1-8B": _Model(32, 4_096, 131_072, 131_072),
+    "meta-llama/Llama-3.1-70B": _Model(80, 8_192, 327_680, 131_072),
+    "Qwen/Qwen3-32B": _Model(64, 5_120, 262_144, 40_960),
 }
 """Architectures by Hugging Face name: what kernel tables do not say. Bytes are bf16's."""
 
@@ -38,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="print a profile as TOML: a start for your own")
     show.add_argument("profile", metavar="NAME|FILE", help="a built-in profile, or a TOML file")
     _add_fit(actions.add_parser("fit", help="fit coefficients to measured tables, and print their error"))
+    _add_shard(
+        actions.add_parser("shard", help="divide a profile of one GPU among several, with all-reduces")
+    )
     check = actions.add_parser("check", help="compare a measured run with the model's")
     check.add_argument("folder", type=Path, help="folder of the run: requests.jsonl, meta.json")
     check.add_argument("--engine", required=True, metavar="NAME|FILE", help="the profile to check")
@@ -63,6 +68,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     add("--model", help="Hugging Face name of the model (default: as the tables say)")
     add("--gpu", help="name of the GPU (default: as the tables say)")
     add("--layers", type=int, metavar="N", help="layers of the model, if it is not a known one")
+    _add_link(parser)
     add("--kv-tokens", type=int, metavar="N", help="size of the KV pool, in tokens")
     add("--kv-bytes-per-token", type=int, metavar="N", help="bytes of KV cache for one token")
     add("--max-model-len", type=int, metavar="N", help="context length")
@@ -89,9 +95,39 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON instead of text")
 
 
+def _add_link(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tensor-parallel", type=int, metavar="N", help="GPUs that share each layer (default: 1)")
+    add(
+        "--all-reduce",
+        type=Path,
+        metavar="FILE",
+        help="a CSV of measured all-reduces between them: columns bytes and us, or one of Vidur's",
+    )
+    add("--link-latency-us", type=float, metavar="US", help="in place of --all-reduce: the latency of one")
+    add("--link-gb-per-s", type=float, metavar="GB", help="and the bus bandwidth, as NCCL's tests print it")
+    add("--hidden-size", type=int, metavar="N", help="the model's hidden size, if it is not a known one")
+
+
+def _add_shard(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("profile", metavar="NAME|FILE", help="a profile of one GPU")
+    _add_link(parser)
+    add("--layers", type=int, metavar="N", help="layers of the model, if it is not a known one")
+    add(
+        "--kv-tokens",
+        type=int,
+        metavar="N",
+        required=True,
+        help="size of the KV pool, in tokens, as the engine prints it",
+    )
+    add("--name", help="name of the new profile (default: the profile's with -tpN)")
+    add("--out", type=Path, metavar="FILE", help="write it to this TOML file, not to the terminal")
+
+
 def run(args: argparse.Namespace) -> int:
     """Run one sub-command. Returns 0, or 2 for wrong input."""
-    actions = {"list": _list, "show": _show, "fit": _fit, "check": _check}
+    actions = {"list": _list, "show": _show, "fit": _fit, "shard": _shard, "check": _check}
     try:
         return actions[args.action](args)
     except (ValueError, OSError) as error:
@@ -112,6 +148,66 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _shard(args: argparse.Namespace) -> int:
+    profile = load_profile(args.profile)
+    link = _link(args)
+    if link is None:
+        raise FitError("among how many GPUs? --tensor-parallel N, at least 2")
+    if args.kv_tokens < 1:
+        raise FitError(f"--kv-tokens {args.kv_tokens}: a pool holds at least one token")
+    found = sharded(profile, link, _shape(args, profile.model), args.kv_tokens)
+    steps = StepTime(**{name: rounded(value) for name, value in _coefficients(found.steps).items()})
+    text = profile_toml(replace(found, steps=steps, name=args.name or found.name))
+    if args.out:
+        _check_suffix(args.out)
+        args.out.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+    return 0
+
+
+def _link(args: argparse.Namespace) -> Link | None:
+    """Return the link between the GPUs that the options describe; None for one GPU."""
+    gpus = 1 if args.tensor_parallel is None else args.tensor_parallel
+    if gpus < 1:
+        raise FitError(f"--tensor-parallel {gpus}: at least 1 GPU")
+    given = [args.link_latency_us, args.link_gb_per_s]
+    if gpus == 1:
+        if args.all_reduce or given != [None, None]:
+            raise FitError("one GPU has no link: --tensor-parallel N says how many there are")
+        return None
+    if args.all_reduce:
+        if given != [None, None]:
+            raise FitError("--all-reduce, or --link-latency-us and --link-gb-per-s, not both")
+        return read_all_reduce(args.all_reduce, gpus)
+    latency, speed = given
+    if latency is None or speed is None:
+        raise FitError(
+            f"the link of {gpus} GPUs: --all-reduce FILE, or --link-latency-us and --link-gb-per-s"
+        )
+    if not 0 <= latency < float("inf") or not 0 < speed < float("inf"):
+        raise FitError("--link-latency-us is from 0 up, --link-gb-per-s above 0")
+    return Link(gpus, latency, speed)
+
+
+def _shape(args: argparse.Namespace, model: str) -> Shape:
+    """Return the model's shape, by its options or as known."""
+    known = MODELS.get(model)
+    layers = args.layers or (known.layers if known else None)
+    hidden = args.hidden_size or (known.hidden if known else None)
+    if layers is None or hidden is None:
+        option = "--layers N" if layers is None else "--hidden-size N"
+        raise FitError(f"the shape of {model} is not known: {option}")
+    if min(layers, hidden) < 1:
+        raise FitError("--layers and --hidden-size are at least 1")
+    return Shape(layers, hidden)
+
+
+def _check_suffix(out: Path) -> None:
+    if out.suffix != ".toml":
+        raise FitError(f"--out {out}: a profile is a .toml file")
+
+
 class _Measured(NamedTuple):
     """What a table gave: a fit, and the samples by the name of their source to report its error on."""
 
@@ -122,15 +218,23 @@ class _Measured(NamedTuple):
 
 
 def _fit(args: argparse.Namespace) -> int:
-    if args.out and args.out.suffix != ".toml":
-        raise FitError(f"--out {args.out}: a profile is a .toml file")
+    if args.out:
+        _check_suffix(args.out)
+    link = _link(args)
+    if link and not args.tables.is_dir():
+        raise FitError("steps timed whole include their all-reduces: no --tensor-parallel")
     like = load_profile(args.like) if args.like else None
     meta = read_meta(args.tables / "meta.yaml") if args.tables.is_dir() else {}
     draft = _draft(args, meta, like)
     measured = _fit_kernels(args, meta, draft) if args.tables.is_dir() else _fit_own(args)
     cpu_us = measured.cpu_us if args.cpu_us is None else args.cpu_us
     values = {name: rounded(value) for name, value in _coefficients(measured.fit.steps).items()}
-    profile = replace(draft, steps=StepTime(**{**values, "cpu_us": cpu_us}), provenance=measured.provenance)
+    steps = StepTime(**{**values, "cpu_us": cpu_us})
+    profile = replace(draft, steps=steps, provenance=measured.provenance)
+    if link:
+        linked = with_link(steps, link, _shape(args, draft.model))
+        linked = replace(linked, link_us=rounded(linked.link_us), link_token_us=rounded(linked.link_token_us))
+        profile = replace(profile, steps=linked, tensor_parallel=link.gpus)
     report = _fit_report(profile, measured, like)
     print(json.dumps(report, indent=2) if args.json else _fit_text(report))
     if args.out:
@@ -171,7 +275,7 @@ def _fit_kernels(args: argparse.Namespace, meta: dict[str, str], draft: Profile)
     layers = args.layers or (known.layers if known else None)
     if layers is None:
         raise FitError(f"how many layers has {draft.model}? --layers N")
-    tables = KernelTables(args.tables, layers, args.spread_of)
+    tables = KernelTables(args.tables, layers, args.spread_of, args.tensor_parallel or 1)
     drawn = tables.draw(DRAWS, draft.kv_tokens, draft.max_num_batched_tokens)
     fit = fit_steps(drawn, tables.head_us)
     rows = tables.rows(draft.kv_tokens, draft.max_num_batched_tokens)
@@ -201,12 +305,17 @@ def _fit_report(profile: Profile, measured: _Measured, like: Profile | None) -> 
         "steps": _coefficients(profile.steps),
         "kink_tokens": round(measured.fit.kink, 1),
         "notes": list(measured.fit.notes),
-        "errors": _errors(replace(profile.steps, cpu_us=0), measured),
+        "errors": _errors(_kernels(profile.steps), measured),
     }
     if like:
-        steps = replace(like.steps, cpu_us=0) if measured.cpu_us else like.steps
+        steps = _kernels(like.steps) if measured.cpu_us else like.steps
         report["like"] = {"profile": like.name, "errors": _errors(steps, measured)}
     return report
+
+
+def _kernels(steps: StepTime) -> StepTime:
+    """Return the step times without what is not in kernel tables."""
+    return replace(steps, cpu_us=0, link_us=0, link_token_us=0)
 
 
 def _errors(steps: StepTime, measured: _Measured) -> dict[str, dict[str, dict[str, float]]]:

@@ -17,6 +17,9 @@ _COMMENTS = {
     "mixed_context_ns": "k_mix, on top of k_d when the step also prefills",
     "head_us": "t_head: logits and sampling",
     "cpu_us": "t_cpu: host code between steps",
+    "link_us": "t_link: latency of a step's all-reduces",
+    "link_token_us": "b_link: all-reduces, for each token of the step",
+    "tensor_parallel": "GPUs that share each layer",
 }
 
 

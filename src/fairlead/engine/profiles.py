@@ -46,6 +46,8 @@ class Profile:
     """What runs of real engines say, which were not used for the fit; empty where none was compared."""
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
+    tensor_parallel: int = 1
+    """How many GPUs share each layer."""
 
 
 _LLAMA_8B = "meta-llama/Llama-3.1-8B"
@@ -200,8 +202,9 @@ _ALL = (
         kv_tokens=482_000,
         kv_bytes_per_token=327_680,
         max_model_len=131_072,
-        provenance="Op tables: GEMMs of LLMServingSim v0, all-reduce of Vidur, attention scaled from the 8B's"
-        " by heads and layers. k_mix assumed. The least certain of all.",
+        provenance="Op tables: GEMMs of LLMServingSim v0, all-reduce of Vidur (part of W, a and b), attention"
+        " scaled from the 8B's by heads and layers. k_mix assumed. The least certain of all.",
+        tensor_parallel=4,
     ),
 )
 
@@ -236,11 +239,21 @@ def load_profile(name_or_path: str | Path) -> Profile:
         profile = Profile(**_checked(Profile, data, ""))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    for key in ("kv_tokens", "kv_bytes_per_token", "max_model_len", "max_num_seqs", "max_num_batched_tokens"):
+    for key in _COUNTS:
         if getattr(profile, key) < 1:
             raise ValueError(f"{path}: {key} is {getattr(profile, key)}, not at least 1")
     return profile
 
+
+_COUNTS = (
+    "kv_tokens",
+    "kv_bytes_per_token",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "tensor_parallel",
+)
+"""Keys of a profile that are at least 1."""
 
 _TYPES: dict[object, tuple[type | tuple[type, ...], str]] = {
     int: (int, "a whole number"),
