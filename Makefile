@@ -60,7 +60,7 @@ bench: $(VENV)/.dev ## the core's and the simulator's benchmarks: ratios, and ab
 	@for b in core.index core.ordering core.routing core.dispatcher simulate; do echo "== benchmarks.$$b"; \
 	  $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
 
-bench-closed-loop: $(VENV)/.runtime ## what a light client gets beside heavy ones: gateway and engine as processes, six minutes
+bench-closed-loop: $(VENV)/.runtime ## what a light client gets beside heavy ones: gateway and engine as processes, seven minutes
 	@$(BIN)/python -m benchmarks.gateway.closed_loop $(ARGS)
 
 $(VENV)-docs/.done: requirements/docs.lock | $(BIN)/python

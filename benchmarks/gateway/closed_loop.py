@@ -1,6 +1,6 @@
 """What a light client gets beside heavy ones: the gateway in front of an embedded engine, closed loops.
 
-    python -m benchmarks.gateway.closed_loop                       # both tables, about five minutes
+    python -m benchmarks.gateway.closed_loop                       # both tables, seven minutes
     python -m benchmarks.gateway.closed_loop --part shares --order dlpm --slots 4 --open 2 --seconds 20
     python -m benchmarks.gateway.closed_loop --max-ratio 1.25 --max-wait 2 --json out/closed-loop.json
 
@@ -12,13 +12,15 @@ Printed is the service (uncached prompt + 2 x output tokens, by the gateway's me
 quiet. *Owed* is the same figure of the max-min shares of N slots. *Reach* is what can be had without keeping
 slots free: a request of a client that opens no more than it is owed comes when all slots are taken, and waits
 for the next of N to end, 1/N of a request's time if they end evenly. So K open requests hold K x N / (N + 1).
+Under `priority` quiet always goes first: what it gets there is the best that it can have without a free slot.
 
 *Wait*: 20 heavy clients keep 10 requests open each. Twelve light ones keep one open, and pause for 1.2 s
 (mean) after each answer. Each of the 32 is owed N / 32 slots. The light ones are owed 3 of 8 together, and
 use about half of that. Their time to first token is compared with what they see without the heavy ones, on
 an engine with the slots that they are owed (rounded down).
 
-A row covers the time after the first tenth. Exit code 1 if the default order (any, where --order is given)
+All clients begin at once, and nobody was served anything yet: the first seconds are a contest of newcomers. A
+row covers `--seconds` after `--warm-up`. Exit code 1 if the default order (any, where --order is given)
 exceeds `--max-ratio` or `--max-wait`, or a request failed; 130 on Ctrl-C, with engine and gateway stopped.
 """
 
@@ -46,17 +48,20 @@ from fairlead.report.fairness import fair_shares
 
 DEFAULT = ""
 """The order that `fairlead serve` has without an option."""
+PAPER = "dlpm:light=off,quantum=8192"
+"""DLPM as published: rounds pass for clients that have something queued; a fixed quantum."""
+PRIORITY = "priority"
+"""Here quiet has the higher weight, so that it always goes first."""
 NOISY_OPEN = 50
 CELLS = (
-    *((4, 2, order) for order in ("fcfs", "vtc", "dlpm:quantum=1000", "dlpm:quantum=8192", DEFAULT)),
-    *((4, 4, order) for order in ("vtc", "dlpm:quantum=8192", DEFAULT)),
-    *((8, 8, order) for order in ("vtc", "dlpm:quantum=8192", DEFAULT)),
+    *((4, 2, order) for order in ("fcfs", "vtc", "dlpm:light=off,quantum=1000", PAPER, DEFAULT, PRIORITY)),
+    *((4, 4, order) for order in ("vtc", PAPER, DEFAULT)),
+    *((8, 8, order) for order in ("vtc", PAPER, DEFAULT)),
 )
 """Slots, requests that quiet keeps open, order."""
-WARM_UP = 0.1
 HEAVY, HEAVY_OPEN, HEAVY_SLOTS = 20, 10, 8
 LIGHT, LIGHT_THINK_S = 12, 1.2
-WAIT_ORDERS = ("fcfs", "vtc", "dlpm:quantum=8192", DEFAULT)
+WAIT_ORDERS = ("fcfs", "vtc", PAPER, DEFAULT)
 MODEL = "closed-loop"
 
 
@@ -108,6 +113,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.seconds: float = args.seconds
+        self.warm_up: float = args.warm_up
         self.policy: str = args.policy
         self.speed: float = args.speed
         self.seed: int = args.seed
@@ -139,29 +145,30 @@ class Bench:
         keys = {loop.name: f"key-of-{loop.name}" for loop in loops}
         size = ["--max-num-seqs", str(slots), "--speed", str(self.speed), "--model-name", MODEL]
         policies = ["--policy", self.policy, *(["--order", order] if order else [])]
+        weights = {"quiet": 2.0} if order == PRIORITY else {}
         with processes.workspace() as name:
             folder = Path(name)
             progress(f"{what}: starts")
             async with (
                 processes.engines(folder, 1, size) as workers,
-                processes.gateway(folder, workers, policies, keys) as url,
+                processes.gateway(folder, workers, policies, keys, weights) as url,
                 Clients(url, MODEL, loops, keys, self.seed) as clients,
             ):
-                await self._pass(what, 0, WARM_UP * self.seconds)
+                await self._pass(f"{what}: warms up", self.warm_up)
                 before = await service_of(url)
                 clients.begin_window()
-                await self._pass(what, WARM_UP * self.seconds, self.seconds)
+                await self._pass(what, self.seconds)
                 after = await service_of(url)
                 seen = clients.end_window()
         progress("")
         return {name: after.get(name, 0.0) - before.get(name, 0.0) for name in keys}, seen
 
-    async def _pass(self, what: str, start: float, end: float) -> None:
+    async def _pass(self, what: str, seconds: float) -> None:
         """Let time pass, and say so."""
         clock = asyncio.get_running_loop()
         began = clock.time()
-        while (left := end - start - (clock.time() - began)) > 0:
-            progress(f"{what}: {end - left:.0f} of {self.seconds:.0f} s")
+        while (left := seconds - (clock.time() - began)) > 0:
+            progress(f"{what}, {seconds - left:.0f} of {seconds:.0f} s")
             await asyncio.sleep(min(1.0, left))
 
 
@@ -204,14 +211,14 @@ def ms(seconds: float) -> str:
 
 async def all_shares(bench: Bench, cells: list[tuple[int, int, str]]) -> list[Shares]:
     """Measure and print the first table."""
-    print(f"{'slots':>5} {'open':>4}  {'order':20} {'noisy : quiet':>13} {'owed':>5} {'reach':>5}", end="")
+    print(f"{'slots':>5} {'open':>4}  {'order':27} {'noisy : quiet':>13} {'owed':>5} {'reach':>5}", end="")
     print(f"  {'answers':>7} {'quiet TTFT ms: median':>21} {'P99':>6}")
     rows = []
     for slots, quiet_open, order in cells:
         row = await bench.shares(slots, quiet_open, order)
         rows.append(row)
         print(
-            f"{slots:5} {quiet_open:4}  {order or '(default)':20} {row.ratio:13.2f} {row.owed:5.2f}", end=""
+            f"{slots:5} {quiet_open:4}  {order or '(default)':27} {row.ratio:13.2f} {row.owed:5.2f}", end=""
         )
         times = f"{ms(row.ttft_p50_s):>21} {ms(row.ttft_p99_s):>6}"
         print(f" {row.reach:5.2f}  {row.answers:7} {times}", flush=True)
@@ -222,7 +229,7 @@ async def all_waits(bench: Bench, orders: list[str], slots: int) -> list[Wait]:
     """Measure and print the second table; the first row is that of the light clients alone."""
     owed = LIGHT * slots / (LIGHT + HEAVY)
     print(f"\n{LIGHT} light clients are owed {owed:.2f} of {slots} slots beside {HEAVY} heavy ones")
-    print(f"{'':10} {'slots':>5}  {'order':20} {'answers':>7} {'TTFT ms: median':>15} {'P99':>6}")
+    print(f"{'':10} {'slots':>5}  {'order':27} {'answers':>7} {'TTFT ms: median':>15} {'P99':>6}")
     plan = [("alone", max(1, math.floor(owed)), DEFAULT, 0)]
     plan += [(f"with {HEAVY}", slots, order, HEAVY) for order in orders]
     rows = []
@@ -230,7 +237,7 @@ async def all_waits(bench: Bench, orders: list[str], slots: int) -> list[Wait]:
         row = await bench.wait(title, count, order, heavy)
         rows.append(row)
         times = f"{ms(row.ttft_p50_s):>15} {ms(row.ttft_p99_s):>6}"
-        print(f"{title:10} {count:5}  {order or '(default)':20} {row.answers:7} {times}", flush=True)
+        print(f"{title:10} {count:5}  {order or '(default)':27} {row.answers:7} {times}", flush=True)
     return rows
 
 
@@ -283,6 +290,7 @@ def as_json(args: argparse.Namespace, shares: list[Shares], waits: list[Wait]) -
     """Return the figures as --json writes them; an order of "" is the default one."""
     return {
         "seconds": args.seconds,
+        "warm_up": args.warm_up,
         "speed": args.speed,
         "seed": args.seed,
         "policy": args.policy,
@@ -315,7 +323,8 @@ def main() -> int:
     parser.add_argument("--policy", default="marginal", help="routing policy (default: %(default)s)")
     parser.add_argument("--slots", type=count, metavar="N", help="only an engine with so many slots")
     parser.add_argument("--open", type=count, metavar="K", help="only so many requests of quiet open")
-    parser.add_argument("--seconds", type=positive, default=20.0, help="of each row (default: %(default)g)")
+    parser.add_argument("--seconds", type=positive, default=15.0, help="of each row (default: %(default)g)")
+    parser.add_argument("--warm-up", type=positive, default=5.0, help="seconds before (default: %(default)g)")
     parser.add_argument("--speed", type=positive, default=4.0, help="of the engine (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=1, help="of the pauses (default: %(default)s)")
     parser.add_argument("--max-ratio", type=positive, metavar="R", help="bar: noisy : quiet is R x reach")

@@ -1,17 +1,22 @@
-"""Closed loops: clients that keep a number of streams open on a gateway, and what they saw."""
+"""Closed loops: clients that keep a number of streams open on a gateway or an engine, and what they saw."""
 
 import asyncio
 import random
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
 from fairlead.http.client import Call, ClientTimeouts, Pool, UpstreamError
 from fairlead.http.messages import Headers
 
-PROMPT_WORDS = 400
-OUTPUT_TOKENS = 100
+
+class Size(NamedTuple):
+    """How large requests are. The output is drawn evenly from a range, both ends included."""
+
+    prompt_words: int = 400
+    least_output: int = 100
+    most_output: int = 100
 
 
 class Loop(NamedTuple):
@@ -76,12 +81,22 @@ class _Stream:
 class Clients:
     """All clients of one run. An async context: they send while it is open."""
 
-    def __init__(self, url: str, model: str, loops: list[Loop], keys: dict[str, str], seed: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        loops: list[Loop],
+        keys: dict[str, str] | None = None,
+        seed: int = 1,
+        size: Size = Size(),  # noqa: B008 - it does not change
+    ) -> None:
+        """``keys``: API keys by client. Without them each request names its client in ``vllm_xargs``."""
         self._pool = Pool(url, ClientTimeouts(first_byte=600))
         self._model = model
         self._loops = loops
         self._keys = keys
         self._seed = seed
+        self._size = size
         self._clock = asyncio.get_running_loop()
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[str, set[_Stream]] = {loop.name: set() for loop in loops}
@@ -122,20 +137,23 @@ class Clients:
             if loop.think_s:
                 await asyncio.sleep(rng.expovariate(1 / loop.think_s))
             number += 1
-            await self._ask(loop.name, f"{loop.name} {lane} {number} ")
+            output = rng.randint(self._size.least_output, self._size.most_output)
+            await self._ask(loop.name, f"{loop.name} {lane} {number} ", output)
 
-    async def _ask(self, name: str, start: str) -> None:
-        body = {
+    async def _ask(self, name: str, start: str, output: int) -> None:
+        text = start + "word " * self._size.prompt_words
+        body: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": "user", "content": start + "word " * PROMPT_WORDS}],
-            "max_tokens": OUTPUT_TOKENS,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": output,
             "ignore_eos": True,
             "stream": True,
         }
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"authorization", b"Bearer " + self._keys[name].encode()),
-        ]
+        headers = [(b"content-type", b"application/json")]
+        if self._keys is None:
+            body["vllm_xargs"] = {"client_id": name}
+        else:
+            headers.append((b"authorization", b"Bearer " + self._keys[name].encode()))
         request = self._pool.request_bytes(
             b"POST", b"/v1/chat/completions", headers, msgspec.json.encode(body)
         )

@@ -10,6 +10,8 @@ from tests.engines.servers import MODEL_FOLDER, ROOT, VENV, Engine
 
 MEDIUM = VENV / "models" / "medium"
 SEQUENCES = 4
+FIRST = "first"
+"""A client whose weight is 2, which makes it the first under ``priority``. Other tests do not use it."""
 KV_BLOCKS = 150
 """Four prompts of 704 tokens take 92 at most; the twelve documents would take 240."""
 LIMITS = {
@@ -45,6 +47,7 @@ def plugin_server(number: int, folder: Path) -> Engine:
         STEPS: str(folder),
         "FAIRLEAD_PLUGIN_METRICS_FILE": str(folder / "figures.json"),
         "FAIRLEAD_PLUGIN_METRICS_INTERVAL_SECS": "0.2",
+        "FAIRLEAD_PLUGIN_WEIGHTS": f"{FIRST}=2",
     }
     return Engine(
         number, LIMITS | {"--scheduler-cls": "tests.engines.plugin_switch.SwitchScheduler"}, environment

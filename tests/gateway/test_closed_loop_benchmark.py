@@ -36,7 +36,7 @@ def bench(*options: str) -> subprocess.CompletedProcess[str]:
 
 def test_arrival_order_fails_a_bar_that_names_the_row(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out.json"
-    small = ["--part", "shares", "--slots", "2", "--open", "1", "--seconds", "3"]
+    small = ["--part", "shares", "--slots", "2", "--open", "1", "--warm-up", "0.5", "--seconds", "3"]
     run = bench(*small, "--order", "fcfs", "--max-ratio", "1.25", "--json", str(out))
     assert run.returncode == 1, run.stderr
     assert "2 slots, 1 open, fcfs: noisy : quiet is " in run.stderr

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from fairlead.demo.clients import MODEL
 from fairlead.demo.workload import CLIENTS
@@ -79,14 +80,19 @@ async def engines(
 
 @contextlib.asynccontextmanager
 async def gateway(
-    directory: Path, workers: Sequence[str], options: Sequence[str], client_keys: Mapping[str, str]
+    directory: Path,
+    workers: Sequence[str],
+    options: Sequence[str],
+    client_keys: Mapping[str, str],
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> AsyncIterator[str]:
     """Run the gateway in front of ``workers`` and yield its address. ``client_keys``: client to API key."""
     (port,) = free_ports(1)
     config = directory / "fairlead.toml"
     config.write_text(
         "".join(
-            f'[clients.{name}]\napi_keys = ["sha256:{hashlib.sha256(key.encode()).hexdigest()}"]\n'
+            f"[clients.{name}]\nweight = {weights.get(name, 1.0)}\n"
+            f'api_keys = ["sha256:{hashlib.sha256(key.encode()).hexdigest()}"]\n'
             for name, key in client_keys.items()
         )
     )
