@@ -126,6 +126,12 @@ class NaiveDlpm:
                 self.fresh.add(key)
         self.queues[number].push(item)
 
+    def discard(self, number: int, item: QueuedRequest) -> None:
+        self.queues[number].discard(item)
+        if self.light and item.client not in self.queued(number):
+            key = self.key(number, item.client)
+            self.q[key] = min(self.q[key], 2 * self.quantum(item.client))
+
     def set_weight(self, client: str, weight: float) -> None:
         self.weights[client] = weight
         for key, q in self.q.items():

@@ -50,6 +50,7 @@ class Loops:
         self.due: list[tuple[int, int, str]] = []
         self.waits: dict[str, list[int]] = {name: [] for name in self.loops}
         self.now = 0
+        self.known: set[str] = set()
         for name, loop in self.loops.items():
             for _ in range(loop.open_):
                 heappush(self.due, (self.rng.randint(0, 3), next(self.seq), name))
@@ -58,6 +59,7 @@ class Loops:
         while self.due and self.due[0][0] <= self.now:
             _, seq, name = heappop(self.due)
             prompt = self.rng.randint(1, self.loops[name].prompt)
+            self.known.add(name)
             self.queue.push(QueuedRequest(Request(seq, name, prompt, arrived_us=self.now), seq), 0)
             self.seen()
         while len(self.running) < self.slots and len(self.queue):
@@ -116,7 +118,7 @@ class Gaps:
         for g, own in quanta.items():
             credit = self.world.ordering.credit(0, g)
             assert credit <= 3 * own
-            full = credit >= 2 * own
+            full = credit >= 2 * own or g not in self.world.known
             for f, other in quanta.items():
                 if f != g:
                     ahead = Fraction(service[f], other) - Fraction(service[g], own)
@@ -151,11 +153,11 @@ def test_nobody_gets_more_than_the_bound_ahead_of_an_active_client(
         assert worst <= gaps.bound(f, g), (f, g)
 
 
-def ratio(order: str, slots: int, open_: int, **params: object) -> float:
+def ratio(order: str, slots: int, open_: int, steps: int = 8000, **params: object) -> float:
     """Return the service of a client with 50 open requests over that of one with ``open_``."""
     loops = [Loop(50, 0, 120, 100), Loop(open_, 0, 120, 100)]
     world = Loops(loops, slots, 1, order, **params)
-    for _ in range(8000):
+    for _ in range(steps):
         world.step()
     return world.service["c0"] / world.service["c1"]
 
@@ -166,6 +168,11 @@ def ratio(order: str, slots: int, open_: int, **params: object) -> float:
 def test_a_light_client_gets_what_it_is_owed(slots: int, open_: int, most: float) -> None:
     """Who opens twice what it is owed gets it. Who opens just that waits for a slot each time: 1.5 or so."""
     assert ratio("dlpm", slots, open_) <= most
+
+
+def test_it_gets_it_from_the_start() -> None:
+    """Nothing is known of the requests' sizes yet; some 30 requests are served in this time."""
+    assert ratio("dlpm", 4, 4, steps=400) <= 1.5
 
 
 def test_without_the_rules_for_light_clients_it_would_not() -> None:
@@ -193,6 +200,6 @@ def test_a_client_that_thinks_waits_for_a_slot_and_not_for_others_turns() -> Non
     world = Loops([*heavy, Loop(1, 300, 60, 40)], 8, 5, "dlpm")
     for _ in range(12_000):
         world.step()
-    waits = sorted(world.waits["c20"])
+    waits = world.waits["c20"][2:]  # at first everybody is newly active
     assert len(waits) > 20
-    assert waits[int(0.95 * len(waits))] <= 40, "one request's time"
+    assert max(waits) <= 40, "one request's time"

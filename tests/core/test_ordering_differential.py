@@ -194,7 +194,7 @@ class DlpmWorld(World):
         self.naive.push(number, item)
 
     def discarded(self, number, item):
-        self.naive.queues[number].discard(item)
+        self.naive.discard(number, item)
 
     def charged(self, number, client, units):
         self.naive.charge(number, client, units)

@@ -36,10 +36,10 @@ LEAST_QUANTUM, MOST_QUANTUM = 512, 131_072
 """Limits of a quantum that follows the requests' sizes."""
 ROUND = 1 << 32
 """``pace`` at which a round is due."""
-FIRST_QUANTUM = 8192
-"""Before there are requests to learn from."""
+FIRST_QUANTUM = LEAST_QUANTUM
+"""Before there are requests to learn from. With a large one the first client would be served alone."""
 _FEW = 32
-"""Admissions between two looks at the requests' sizes, at least."""
+"""Admissions between two looks at the requests' sizes, at least; the first looks come sooner."""
 _MANY = 4096
 """And at most, however many clients there are."""
 _MEMORY = 64
@@ -101,7 +101,7 @@ class Deficits:
         """Clients of which a request was admitted since the sizes were last looked at."""
         self._admitted = 0
         """How many requests that were."""
-        self._next_look = _FEW
+        self._next_look = 1
         self.light = light
         self._weights = weights
         self.accounts: Accounts[Deficit] = Accounts(self._new)
@@ -188,6 +188,9 @@ class Deficits:
         if not account.holders:
             self._count(account.round, -1)
             account.balance += self.rounds * account.quantum
+            if self.light:
+                # A round that passed while it waited can have lifted it further.
+                account.balance = min(account.balance, BANK * account.quantum)
             account.round = self.rounds
             account.edge = _NEVER
             account.used = True
@@ -284,7 +287,7 @@ class Deficits:
         rarely.
         """
         sizes = sorted(a.spent * _MEMORY // a.requests for a in self._voices.values())
-        self._next_look = min(max(_FEW, 2 * len(sizes)), _MANY)
+        self._next_look = min(max(min(_FEW, 2 * self._next_look), 2 * len(sizes)), _MANY)
         self._voices = {}
         self._admitted = 0
         wanted = min(max(self._turn * sizes[(len(sizes) - 1) // 2], LEAST_QUANTUM), MOST_QUANTUM)
