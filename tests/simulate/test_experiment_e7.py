@@ -19,6 +19,7 @@ from fairlead.simulate.experiments.e7_cells import (
     TABLE,
     THINKS,
     WAITING,
+    WANTS,
     Crowd,
     documents,
     figures,
@@ -82,7 +83,7 @@ def test_a_crowd_wants_more_than_there_is_and_the_thinking_client_less_than_its_
     assert even.open == max(1, int(crowd.level))
     assert double.open == 2 * even.open
     wants = thinks.open * 0.8 / (0.8 + thinks.think_us / 1e6)
-    assert wants == pytest.approx(0.8 * crowd.level) or thinks.think_us == 500_000
+    assert wants == pytest.approx(WANTS[THINKS] * crowd.level) or thinks.think_us == 500_000
 
 
 def test_every_order_takes_part_with_our_routing_and_the_production_queue() -> None:

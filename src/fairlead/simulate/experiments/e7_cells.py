@@ -69,7 +69,9 @@ TURN = (1, 2, 3, 4, 6, 8, 16)
 SLOTS: Final = 8
 HEAVY = (1, 5, 20, 50)
 WORKERS = (1, 2, 4, 8)
-EVEN, DOUBLE, THINKS, LIGHT = "even", "double", "thinks", "light"
+EVEN, DOUBLE, THINKS, RESTS, LIGHT = "even", "double", "thinks", "rests", "light"
+WANTS = {THINKS: 0.8, RESTS: 0.5}
+"""Shares of what they are owed that light clients want who think between requests."""
 
 
 class Crowd:
@@ -82,13 +84,10 @@ class Crowd:
         """Slots of each if all want as many."""
         even = max(1, int(self.level))
         most = (50 if heavy <= 5 else 8) * max(1, slots // SLOTS)
-        think_s = 1.25 * 2 * even * ALONE_S / self.level - ALONE_S
-        """With it, a client with so much open wants four fifths of its share."""
-        kinds = {
-            EVEN: Loop(even),
-            DOUBLE: Loop(2 * even),
-            THINKS: Loop(2 * even, round(1e6 * max(0.5, think_s))),
-        }
+        kinds = {EVEN: Loop(even), DOUBLE: Loop(2 * even)}
+        for kind, share in WANTS.items():
+            think_s = 2 * even * ALONE_S / (share * self.level) - ALONE_S
+            kinds[kind] = Loop(2 * even, round(1e6 * max(0.5, think_s)))
         self.loops = {f"client-{i}": Loop(most) for i in range(heavy)}
         self.loops |= {f"client-{heavy + i}": kinds[kind] for i, kind in enumerate(lights)}
 
@@ -211,7 +210,7 @@ def waiting(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
     """Return a light client beside 20 heavy ones on 8 slots, and alone with the slots that it is owed."""
     seconds = 20 if options.quick else 300
     found = []
-    for kind in (THINKS,) if options.quick else (DOUBLE, THINKS):
+    for kind in (THINKS,) if options.quick else (DOUBLE, THINKS, RESTS):
         made = Crowd(20, SLOTS, (kind,))
         name, owed = _crowd_name(kind), max(1, int(made.level))
         for seed in options.seeds:
@@ -225,8 +224,8 @@ def waiting(options: Options, _: Sequence[CellFigures]) -> list[Planned]:
 
 
 def _crowd_name(kind: str) -> str:
-    how = "2 open" if kind == DOUBLE else "2 open, thinks"
-    return f"20 heavy on {SLOTS} slots, light: {how}"
+    how = {DOUBLE: "never thinks", THINKS: "wants 4/5 of its share", RESTS: "wants half of its share"}
+    return f"20 heavy on {SLOTS} slots, light opens 2, {how[kind]}"
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float | None]:
