@@ -152,8 +152,10 @@ class NaiveDlpm:
         if positive:
             others_first = self.lead.get(self.key(number, "")[0], 0) >= self.base
 
-            def late(item: QueuedRequest) -> bool:
-                return (self.key(number, item.client) in self.fresh) is others_first
+            def late(item: QueuedRequest) -> tuple[bool, int]:
+                newly = self.key(number, item.client) in self.fresh
+                quanta = -(-self.credit(number, item.client) // self.quantum(item.client))  # rounded up
+                return newly is others_first, 0 if newly or not self.light else -quanta
 
             return choose(sorted(positive, key=late), fits, self.skip)
         return self.least_indebted(number, items, fits)

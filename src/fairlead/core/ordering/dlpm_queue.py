@@ -150,13 +150,22 @@ class DlpmQueue:
         if self._deficits.newly_active(lane.account):
             heappush(self._newly, lane.listed)
             return
-        number = max(lane.account.round, self._deficits.rounds)
+        number = self._number_of(lane.account)
         entries = self._agenda.get(number)
         if entries is None:
             self._agenda[number] = [lane.listed]
             heappush(self._rounds, number)
         else:
             heappush(entries, lane.listed)
+
+    def _number_of(self, account: Deficit) -> int:
+        """Return the round that the client's lane is listed in.
+
+        With ``light`` credit can be more than a quantum. Who has more by whole quanta then goes first: it was
+        newly active when a round passed, and has not been served since.
+        """
+        deficits = self._deficits
+        return account.round if deficits.light else max(account.round, deficits.rounds)
 
     def _front(self) -> Lane:
         """Return the lane that goes first: a newly active client's, else of the earliest round.
@@ -188,10 +197,8 @@ class DlpmQueue:
                 self._list(lane, lane.first_rank())
 
     def _first_by_round(self) -> Lane | None:
-        """Return the lane with the best request of the earliest round; past rounds count as one."""
+        """Return the lane with the best request of the earliest round."""
         rounds = self._rounds
-        if rounds:
-            self._gather()
         while rounds:
             number = rounds[0]
             lane = self._surface(self._agenda[number], number)
@@ -199,22 +206,6 @@ class DlpmQueue:
                 return lane
             del self._agenda[heappop(rounds)]
         return None
-
-    def _gather(self) -> None:
-        """Make one heap of all rounds that have come, the largest taking in the others."""
-        now = self._deficits.rounds
-        rounds = self._rounds
-        if rounds[0] >= now:
-            return
-        merged: list[_Entry] = []
-        while rounds and rounds[0] <= now:
-            entries = self._agenda.pop(heappop(rounds))
-            if len(entries) > len(merged):
-                entries, merged = merged, entries
-            for entry in entries:
-                heappush(merged, entry)
-        self._agenda[now] = merged
-        heappush(rounds, now)
 
     def _surface(self, entries: list[_Entry], number: int, *, newly: bool = False) -> Lane | None:
         """Return the first lane of a round, or of newly active clients; None if all were stale or early."""
@@ -250,17 +241,13 @@ class DlpmQueue:
         """Walk the requests of clients with credit in order; where there are none, of all, by round."""
         deficits = self._deficits
         now = deficits.rounds
-        if self._rounds:
-            self._gather()
-        if self._rounds and self._rounds[0] <= now:
-            newly, others = self._walk(self._newly, now), self._walk(self._agenda[self._rounds[0]], now)
-            return chain(others, newly) if deficits.lead >= deficits.quantum else chain(newly, others)
-        if deficits.newly_active(self._front().account):
-            return self._walk(self._newly, now)
         self._rebuild()
-        return chain.from_iterable(
-            self._walk(self._agenda[number], number) for number in sorted(self._rounds)
-        )
+        numbers = sorted(self._rounds)
+        if not self._newly and numbers[0] > now:
+            return chain.from_iterable(self._walk(self._agenda[number], number) for number in numbers)
+        newly = self._walk(self._newly, now)
+        others = chain.from_iterable(self._walk(self._agenda[n], n) for n in numbers if n <= now)
+        return chain(others, newly) if deficits.lead >= deficits.quantum else chain(newly, others)
 
     def _walk(self, entries: list[_Entry], number: int) -> Iterator[QueuedRequest]:
         """Walk one round's requests in order without taking anything out.
@@ -293,13 +280,13 @@ class DlpmQueue:
         """Make the agenda anew, without stale or early entries."""
         self._agenda.clear()
         self._newly = []
-        now = self._deficits.rounds
+        self._newly_in = self._deficits.rounds
         for client, lane in self._lanes.items():
             lane.listed = (*lane.first_rank(), client)
             if self._deficits.newly_active(lane.account):
                 self._newly.append(lane.listed)
             else:
-                self._agenda.setdefault(max(lane.account.round, now), []).append(lane.listed)
+                self._agenda.setdefault(self._number_of(lane.account), []).append(lane.listed)
         heapify(self._newly)
         for entries in self._agenda.values():
             heapify(entries)
@@ -317,7 +304,7 @@ class DlpmQueue:
         listed: dict[_Entry, int] = {}
         for number in sorted(self._agenda, reverse=True):
             listed.update(dict.fromkeys(self._agenda[number], number))
-        newly = dict.fromkeys(self._newly, self._deficits.rounds)
+        newly = dict.fromkeys(self._newly, self._newly_in)
         for client, lane in self._lanes.items():
             lane.check()
             assert lane.account.client == client
@@ -328,7 +315,7 @@ class DlpmQueue:
             assert lane.listed is not None
             assert lane.listed[:2] <= (-self._merit(first), first.seq)
             at = (newly if self._deficits.newly_active(lane.account) else newly | listed)[lane.listed]
-            assert at <= max(lane.account.round, self._deficits.rounds)
+            assert at <= max(self._number_of(lane.account), self._newly_in)
 
     def __len__(self) -> int:
         return self._size
