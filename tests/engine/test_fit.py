@@ -497,6 +497,28 @@ def test_steps_composed_ahead_delay_who_arrives_during_one(tmp_path: Path) -> No
     assert [t.ttft_s for t in ahead[2:]] == [t.ttft_s for t in at_once[2:]]
 
 
+def test_the_pool_of_a_run_is_its_own(tmp_path: Path) -> None:
+    """vLLM's null block holds nothing. Where meta.json does not name the pool, the profile's counts."""
+    folder = run_folder(tmp_path)
+    meta = folder / "meta.json"
+    assert read_run(folder).limits == {"max_num_seqs": 2}
+    meta.write_text('{"engine_kwargs": {"max_num_seqs": 2}, "kv_cache": {"num_gpu_blocks": 5}}')
+    run = read_run(folder)
+    assert run.limits == {"max_num_seqs": 2, "kv_blocks": 4}
+    profile = PROFILES["llama-3.1-8b-h100"]
+    assert replay(run, profile).times[0].ttft_s < replay(run, profile).times[1].ttft_s
+    assert replay(run, profile) == replay(replace(run, limits={"max_num_seqs": 2}), profile, kv_blocks=4)
+    assert replay(run, profile) != replay(run, profile, kv_blocks=50)
+    for text, message in (
+        ('{"kv_cache": {"num_gpu_blocks": "5"}}', "num_gpu_blocks is '5', not a whole number from 2 up"),
+        ('{"engine_kwargs": {"max_num_seqs": 0}}', "max_num_seqs is 0"),
+        ("[1]", "are tables of a JSON object"),
+    ):
+        meta.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_run(folder)
+
+
 def test_check_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "check", str(tmp_path), "--engine", "llama-3.1-8b-h100"]) == 2
     assert "requests.jsonl: No such file" in capsys.readouterr().err

@@ -107,10 +107,25 @@ def _request(row: dict[str, Any], ids: Sequence[BlockKey], shift: float, start: 
 
 
 def _limits(path: Path) -> dict[str, int]:
+    """Return the limits in the run's meta.json; ``kv_blocks`` is one less, as vLLM's null block is empty."""
     if not path.exists():
         return {}
-    given = json.loads(path.read_text()).get("engine_kwargs", {})
-    return {key: given[key] for key in ("max_num_seqs", "max_num_batched_tokens") if given.get(key)}
+    meta = json.loads(path.read_text())
+    kwargs, cache = (
+        meta.get(key, {}) if isinstance(meta, dict) else None for key in ("engine_kwargs", "kv_cache")
+    )
+    if not isinstance(kwargs, dict) or not isinstance(cache, dict):
+        raise ValueError(f"{path}: engine_kwargs and kv_cache are tables of a JSON object")
+    found = {key: kwargs.get(key) for key in ("max_num_seqs", "max_num_batched_tokens")}
+    found["kv_blocks"] = cache.get("num_gpu_blocks")
+    for key, value in found.items():
+        least = 2 if key == "kv_blocks" else 1
+        if value is not None and (type(value) is not int or value < least):
+            shown = "kv_cache.num_gpu_blocks" if key == "kv_blocks" else f"engine_kwargs.{key}"
+            raise ValueError(f"{path}: {shown} is {value!r}, not a whole number from {least} up")
+    if found["kv_blocks"]:
+        found["kv_blocks"] -= 1
+    return {key: value for key, value in found.items() if value}
 
 
 def replay(run: MeasuredRun, profile: Profile, *, ahead: bool = False, **limits: int) -> Replay:
@@ -205,7 +220,7 @@ def distribution(values: Iterable[float | None]) -> dict[str, float]:
 def sensitivity(run: MeasuredRun, profile: Profile) -> list[tuple[str, dict[str, Any]]]:
     """Return the comparison again with one assumption changed at a time, the unchanged one first."""
     steps = profile.steps
-    pool = profile.kv_tokens // BLOCK_TOKENS
+    pool = run.limits.get("kv_blocks", profile.kv_tokens // BLOCK_TOKENS)
     unknown = replace(run, requests=[r._replace(keys=()) for r in run.requests])
     times = {f"t_cpu {us} us": replace(steps, cpu_us=us) for us in (0, 1_000, 2_000)}
     times["without k_mix"] = replace(steps, mixed_context_ns=0)
