@@ -130,7 +130,7 @@ class Config:
     health_failures: int = _option(2, "failed health checks in a row after which a worker is out", 1)
 
     worker_max_num_seqs: int = _option(
-        256, "most sequences in a worker's batch, unless the engine reports its own limit", 1
+        0, "most sequences in a worker's batch; 0 asks the engine, or finds out (up to 256)", 0
     )
     worker_kv_tokens: int = _option(0, "tokens of a worker's KV pool; 0 asks the engine", 0)
     worker_queue: int = _option(10_000, "most sequences of requests that may wait for one worker", 1)

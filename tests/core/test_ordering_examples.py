@@ -226,7 +226,7 @@ def test_a_stream_of_newly_active_clients_leaves_a_third_to_others() -> None:
     """Q = 20. Each of many new names sends one request of 10, and one of them always waits beside a.
 
     They go first for a quantum, then others have a turn. When a has spent its credit, two clients are active:
-    a round is due for each 40 that were served. So a gets a third or more; each new name starts with a quantum.
+    a round is due for each 40 that were served. Each new name starts with a quantum, so a gets a third.
     """
     bench = Bench(make("dlpm", quantum=20))
     for _ in range(50):

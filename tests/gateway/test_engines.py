@@ -229,8 +229,23 @@ def test_labels_are_read_in_time_that_grows_with_their_length():
     run(main)
 
 
+def test_an_engine_that_does_not_say_its_limit_is_explored_from_below():
+    capacity = SequenceCapacity(64, known=False)
+    assert (capacity.now, capacity.exploring) == (8, True)
+    assert capacity.read(Load(3, 0), 3) == 8, "no growth while it is not used up"
+    assert [capacity.read(Load(n, 0), n) for n in (8, 16, 32)] == [16, 32, 64]
+    assert not capacity.exploring
+    capacity = SequenceCapacity(64, known=False)
+    assert capacity.read(Load(4, 4), 8) == 8, "one reading is normal: a request waits for the next step"
+    assert capacity.read(Load(4, 4), 8) == 4
+    assert not capacity.exploring
+    assert capacity.read(Load(4, 0), 4) == 5, "from here on by an eighth"
+    assert SequenceCapacity(4, known=False).now == 4
+    assert not SequenceCapacity(4, known=False).exploring
+
+
 def test_capacity_falls_to_what_runs_and_grows_back():
-    capacity = SequenceCapacity(64)
+    capacity = SequenceCapacity(64, known=True)
     assert capacity.read(Load(10, 5), 64) == 64, "one reading is normal: a request waits for the next step"
     assert capacity.read(Load(10, 5), 64) == 10
     assert capacity.read(Load(10, 0), 5) == 10, "no growth while it is not used up"

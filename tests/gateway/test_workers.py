@@ -117,6 +117,21 @@ def test_credits_hold_requests_back_and_follow_the_engines_queue():
     run(main)
 
 
+def test_an_engine_of_unknown_size_gets_few_requests_first_and_its_own_number_soon():
+    async def main():
+        worker = MockWorker(answer(delay=0.4))
+        async with serving(worker, worker_max_num_seqs=0, load_interval_secs=60) as served:
+            dispatcher = served.gateway.dispatcher
+            asks = [asyncio.ensure_future(served.post(chat())) for _ in range(30)]
+            await until(lambda: dispatcher.arrived == 30)
+            assert (dispatcher.fleet.running[0], dispatcher.queued) == (8, 22)
+            worker.running, worker.waiting = 5, 3
+            await until(lambda: dispatcher.fleet.max_num_seqs[0] == 5)
+            assert [(await ask)[0] for ask in asks] == [200] * 30
+
+    run(main)
+
+
 def test_limits_are_read_from_the_engine():
     async def main():
         async with serving(MockWorker(), worker_max_num_seqs=99) as served:

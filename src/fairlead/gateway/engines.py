@@ -240,19 +240,32 @@ def _llama_slots(answer: Any) -> Load | None:
     return Load(sum(bool(slot.get("is_processing")) for slot in answer), 0)
 
 
+MOST_SEQUENCES = 256
+"""Most sequences that an engine gets at once where neither it nor the operator says how many it runs."""
+_FIRST_SEQUENCES = 8
+"""What an engine that does not say its limit gets at first."""
+
+
 class SequenceCapacity:
     """How many requests an engine gets at once: as many as it runs without keeping some waiting.
 
     It falls to what the engine really runs when requests wait inside it at two readings in a row (one
     is normal: a request just sent waits for the next step), and grows again by an eighth while all of
     it is used and none waits. When the engine refuses a request it falls at once.
+
+    An engine that does not say its limit is explored from below: ``ceiling`` requests at once could be many
+    more than it runs, and inside it they would be served in order of arrival, whoever sent them. So it gets
+    few at first, and twice as many at each reading for as long as all are used and none waits.
     """
 
-    __slots__ = ("_waited", "ceiling", "now")
+    __slots__ = ("_waited", "ceiling", "exploring", "now")
 
-    def __init__(self, ceiling: int) -> None:
+    def __init__(self, ceiling: int, *, known: bool) -> None:
+        """``known``: the engine says that it runs ``ceiling`` requests, or says nothing of its load."""
         self.ceiling = ceiling
-        self.now = ceiling
+        self.now = ceiling if known else min(ceiling, _FIRST_SEQUENCES)
+        self.exploring = self.now < ceiling
+        """Whether it is not known yet how many it runs."""
         self._waited = False
 
     def read(self, load: Load, sent: int) -> int:
@@ -260,14 +273,18 @@ class SequenceCapacity:
         if load.waiting > 0:
             if self._waited:
                 self.now = max(1, min(self.now, load.running))
+                self.exploring = False
             self._waited = True
         else:
             self._waited = False
             if sent >= self.now:
-                self.now = min(self.ceiling, self.now + max(1, self.now // 8))
+                more = self.now if self.exploring else max(1, self.now // 8)
+                self.now = min(self.ceiling, self.now + more)
+                self.exploring = self.exploring and self.now < self.ceiling
         return self.now
 
     def refused(self, sent: int) -> int:
         """The engine has no room for more than the ``sent`` requests that it has. Return the capacity."""
         self.now = max(1, min(self.now, sent))
+        self.exploring = False
         return self.now

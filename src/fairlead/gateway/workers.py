@@ -27,6 +27,8 @@ log = logging.getLogger("fairlead.workers")
 
 Emit = Callable[[ev.Event], None]
 
+_EXPLORE_S = 0.1
+"""Time between readings of an engine's load while it is not known how many requests it runs."""
 _DEFAULT_KV_TOKENS = Limits().kv_tokens
 
 
@@ -60,8 +62,9 @@ class Worker:
         self.look = asyncio.Event()
         """Set to have it checked at once."""
         self.capacity = engines.Capacity(engines.UNKNOWN)
-        self.sequences = engines.SequenceCapacity(config.worker_max_num_seqs)
-        self.limits = Limits(config.worker_max_num_seqs, config.worker_kv_tokens or _DEFAULT_KV_TOKENS)
+        most = config.worker_max_num_seqs or engines.MOST_SEQUENCES
+        self.sequences = engines.SequenceCapacity(most, known=True)
+        self.limits = Limits(most, config.worker_kv_tokens or _DEFAULT_KV_TOKENS)
         self.models: list[engines.Model] = []
         self.kv: KvEvents | None = None
         self.kv_task: asyncio.Task[None] | None = None
@@ -239,16 +242,27 @@ class Workers:
         await self._look(worker, self._check)
         checked.set()
         next_check = loop.time() + config.health_interval_secs
+        next_load = loop.time() + config.load_interval_secs
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(config.load_interval_secs):
+                soon = next_load - loop.time()
+                if worker.up and worker.sequences.exploring:
+                    soon = min(soon, _EXPLORE_S)
+                async with asyncio.timeout(soon):
                     await worker.look.wait()
+            if not (worker.look.is_set() or loop.time() >= next_load or self._can_explore(worker)):
+                continue
+            next_load = loop.time() + config.load_interval_secs
             if worker.look.is_set() or loop.time() >= next_check:
                 worker.look.clear()
                 await self._look(worker, self._check)
                 next_check = loop.time() + config.health_interval_secs
             if worker.up:
                 await self._look(worker, self._read_load)
+
+    def _can_explore(self, worker: Worker) -> bool:
+        """Say whether a reading now can tell how many requests the engine runs: it has all it may get."""
+        return worker.up and worker.sequences.exploring and self._running(worker.id) >= worker.sequences.now
 
     @staticmethod
     async def _look(worker: Worker, how: Callable[[Worker], Awaitable[None]]) -> None:
@@ -289,7 +303,7 @@ class Workers:
             "worker %s is up: %s, %d sequences, %d KV tokens, models %s",
             worker.id,
             worker.capacity.kind,
-            worker.limits.max_num_seqs,
+            worker.sequences.ceiling,
             worker.limits.kv_tokens,
             ", ".join(model.id for model in worker.models) or "unknown",
         )
@@ -308,10 +322,14 @@ class Workers:
 
     def _limits(self, worker: Worker) -> Limits:
         config, capacity = self._config, worker.capacity
-        ceiling = min(config.worker_max_num_seqs, capacity.sequences or config.worker_max_num_seqs)
-        worker.sequences = engines.SequenceCapacity(ceiling)
+        most = config.worker_max_num_seqs or capacity.sequences or engines.MOST_SEQUENCES
+        ceiling = min(most, capacity.sequences or most)
+        said = config.worker_max_num_seqs or capacity.sequences
+        # With the queue in the engine it gets all there is; without figures of its load only refusals tell.
+        known = bool(said) or config.engine_ordering or capacity.kind == engines.UNKNOWN
+        worker.sequences = engines.SequenceCapacity(ceiling, known=known)
         kv_tokens = config.worker_kv_tokens or capacity.kv_tokens or _DEFAULT_KV_TOKENS
-        return Limits(ceiling, kv_tokens, config.worker_queue)
+        return Limits(worker.sequences.now, kv_tokens, config.worker_queue)
 
     def _compare_models(self) -> None:
         self.served = frozenset(self.models()) if all(w.models for w in self if w.up) else frozenset()
