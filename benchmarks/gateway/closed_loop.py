@@ -49,7 +49,7 @@ from fairlead.report.fairness import fair_shares
 DEFAULT = ""
 """The order that `fairlead serve` has without an option."""
 PAPER = "dlpm:light=off,quantum=8192"
-"""DLPM as published: rounds pass for clients that have something queued; a fixed quantum."""
+"""DLPM without its rules for light clients, as in the paper, and with a fixed quantum."""
 PRIORITY = "priority"
 """Here quiet has the higher weight, so that it always goes first."""
 NOISY_OPEN = 50
