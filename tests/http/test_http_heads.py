@@ -88,6 +88,7 @@ def read(messages, *, remembers, monkeypatch):
 )
 @example([(HEADS[2], 4, 0), (HEADS[2], 7, 0)])  # the first length is not the one that counts
 @example([(HEADS[3], 4, 0), (HEADS[3], 5, 0)])
+@example([(HEADS[0], 0, 0), (HEADS[7], 0, 0), (HEADS[0], 0, 0)])  # closed in between
 @example([(HEADS[0], 3, 0), (HEADS[0], 41, 0)])
 @example([(HEADS[8], 0, 0), (HEADS[8], 0, 0)])  # the body came with the head: 100 is not owed any more
 @example([(HEADS[8], 5, 0), (HEADS[8], 5, 0)])

@@ -618,6 +618,7 @@ class ServerConnection(asyncio.Protocol):
             return
         self._ready.clear()
         self._held.clear()
+        self._known = None  # What still comes is no request, however well its head is known.
         self._closing = bool(self._backlog)
         if self._closing:
             return
