@@ -18,10 +18,10 @@ code decides the same again. There is no text of a prompt in either.
 
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from random import Random
-from typing import Any, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
 
@@ -106,13 +106,18 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         )
 
 
+_BEFORE: Final[Mapping[tuple[str, str], Value]] = {("dlpm", "light"): False}
+"""What was so before there was a parameter for it, by policy and parameter. Logs state every parameter."""
+
+
 def _changed(policy: Policy, params: Sequence[Param]) -> dict[str, object]:
     """Return what is not today's default: a policy may refuse a parameter that its others idle.
 
-    Parameters of older logs get their present names.
+    Parameters of older logs get their present names, and what they do not know is as it was then.
     """
     defaults = {param.name: param.default for param in params}
-    said = policy.params.items()
+    unknown = {name: value for (of, name), value in _BEFORE.items() if of == policy.name}
+    said = (unknown | policy.params).items()
     now = {name if name in defaults else RENAMED_PARAMS.get(name, name): value for name, value in said}
     return {name: value for name, value in now.items() if defaults.get(name) != value}
 
