@@ -21,7 +21,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,16 @@ class BenchmarkError(Exception):
 
 
 @contextlib.contextmanager
-def server(shape: Shape, model: Path, out: Path, name: str, order: str, kv_tokens: int) -> Iterator[str]:
-    """Run vLLM with the plugin for the length of a block; give its address."""
+def server(
+    shape: Shape,
+    model: Path,
+    out: Path,
+    name: str,
+    order: str,
+    kv_tokens: int,
+    more: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """Run vLLM with the plugin for the length of a block; give its address. ``more`` are further options."""
     from tests.engines.servers import Server  # noqa: PLC0415 - imports what vLLM brings
 
     (port,) = free_ports(1)
@@ -59,13 +67,14 @@ def server(shape: Shape, model: Path, out: Path, name: str, order: str, kv_token
         "--port": str(port),
         "--scheduler-cls": "fairlead.plugins.vllm.DLPMScheduler",
         **shape.options,
+        **(more or {}),
     }
     if kv_tokens:
         options["--num-gpu-blocks-override"] = str(kv_tokens // int(options["--block-size"]))
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enable-prefix-caching"]
     command += ["--enable-prompt-tokens-details"]
     for flag, value in options.items():
-        command += [flag, value]
+        command += [flag, value] if value else [flag]
     environment = {
         f"{PREFIX}ORDER": order,
         f"{PREFIX}METRICS_FILE": str(out / f"{name}-clients.json"),
