@@ -12,8 +12,8 @@ share of the queue: four fifths and one fifth. With the plugin's ``dlpm`` both g
 twice the quantum and a few requests. Service is prompt tokens plus twice the output tokens; no prompt is
 cached, because all differ.
 
-What it does not show: a client that keeps only one or two requests open, and so often has none waiting. DLPM
-bounds the service of clients that have requests waiting; what it promises to the others is less.
+What it does not show: a client that keeps only one or two requests open, and so often has none waiting.
+``benchmarks/plugins/closed_loop.py`` measures that.
 
 Needs Python 3.11, vLLM, and fairlead beside it. Ends by itself, after two starts and twice ``--seconds``.
 """
