@@ -258,7 +258,7 @@ E3 = Experiment(
         "half of the maximum LMetric is ahead of it or level, at 95% level or behind. LMetric multiplies "
         "the prefill that waits by the batch size, although waiting slows nobody else. So it leaves a "
         "worker with a warm cache early, and at higher load this costs reuse (17% against 25% on "
-        "conversations, 92% against 94% on coding agents). Replays elsewhere found the same direction, "
+        "conversations, 91% against 94% on coding agents). Replays elsewhere found the same direction, "
         "and a larger difference.\n\n"
         "LMetric's advantage shows on the third trace: the linear score that is best on one trace is ten "
         "times worse on the next, also with its project's own weights. LMetric has no weights to set.\n\n"
@@ -266,8 +266,8 @@ E3 = Experiment(
         "generated ones.\n\n"
         "LMetric's detector changes nothing here: under the hot prefix, LMetric copies the prefix to "
         "other workers before the detector's condition has held for long enough. D2LPM and Preble look "
-        "for holders first and never leave them there. Ours leaves them, but later than LMetric, and its "
-        "tail shows it.\n\n"
+        "for holders first and never leave them there. Ours leaves them, but later than LMetric: its mean is "
+        "lower than LMetric's, and its tail higher.\n\n"
         "GPUs differ (H100 for H20), and the paper's traces are not the public ones."
     ),
     stages=(tuning, report, detector),
