@@ -91,7 +91,7 @@ def standalone(svg: str) -> str:
 def main() -> int:
     """Write the files, or say which are not current. Returns the exit code."""
     wanted = files()
-    kept = {*IMAGES.glob("*.svg"), *PAGES.glob("*.md")}
+    kept = {*IMAGES.glob("e[0-9]*-*.svg"), *PAGES.glob("e[0-9]*.md")}  # others lie beside them
     stale = [path for path, new in wanted.items() if not path.is_file() or path.read_text("utf-8") != new]
     left = sorted(kept - wanted.keys())
     if "--check" in sys.argv[1:]:
