@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo fast test test-fast test-examples lint check bench bench-closed-loop docs experiments test-engines lock clean help
+.PHONY: demo fast test test-fast test-examples test-parquet lint check bench bench-closed-loop docs experiments test-engines lock clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -48,6 +48,11 @@ test-examples: $(VENV)/.dev ## policies in a package of their own, installed and
 	PYTHONPATH=out/examples $(BIN)/fairlead policies | grep "package: fairlead-example-policies"
 	PYTHONPATH=out/examples $(BIN)/fairlead simulate judge --requests 100 --policy warmest:slack=4 --order round_robin_clients
 	PYTHONPATH=out/examples $(BIN)/python -m pytest -q -p no:cacheprovider examples/fairlead-example-policies
+
+test-parquet: $(VENV)/.dev ## traces in parquet files, with pyarrow installed beside the environment
+	rm -rf out/parquet
+	$(PIP) install --target out/parquet "pyarrow>=17"
+	PYTHONPATH=out/parquet $(BIN)/python -m pytest -q -rs -p no:cacheprovider tests/trace/test_read_sources.py -k parquet
 
 lint: $(VENV)/.dev ## ruff and mypy, strict
 	$(BIN)/ruff check .
