@@ -39,6 +39,7 @@ from fairlead.core.ordering.heaps import ItemHeap
 from fairlead.core.tracked import TrackedRequest
 from fairlead.report.metrics import summarise
 from fairlead.report.numbers import percent, short, short_time
+from fairlead.report.svg import standalone
 from fairlead.simulate.capacity import Capacity, at_load, measure
 from fairlead.simulate.experiments.base import H100, OURS, Options
 from fairlead.simulate.experiments.draw import draw_lines
@@ -304,7 +305,7 @@ def draw(files: Sequence[Path], images: Path | None) -> None:
             print(f"{name}, change:\n\n{constants_table(parts['constants'], key)}\n")
         for name, svg in constants_charts(parts["constants"], "mean_ttft_ms").items() if images else ():
             assert images is not None
-            (images / f"{name}.svg").write_text(svg, encoding="utf-8")
+            (images / f"{name}.svg").write_text(standalone(svg), encoding="utf-8")
     if "limits" in parts:
         print(limits_table(parts["limits"]))
 

@@ -7,10 +7,10 @@ the JSON are renewed as well. ``--check`` only compares.
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fairlead.report.svg import standalone
 from fairlead.simulate.experiments import EXPERIMENTS
 from fairlead.simulate.experiments.document import load, markdown, retold, text
 
@@ -71,21 +71,6 @@ def _who(cells: Sequence[Mapping[str, Any]]) -> str:
         if not label.startswith("preset="):  # one of the many that the search for a linear score tried
             lines.append(f"| {label} | `{order}` | `{policy}` | the {topology} |")
     return "\n".join(lines) + "\n"
-
-
-def standalone(svg: str) -> str:
-    """Return a drawing as a file of its own: with a name space, its size, and the colours of the report."""
-    css = resources.files("fairlead.report").joinpath("style.css").read_text(encoding="utf-8")
-    screen = css[: css.index("* { box-sizing")]
-    rules = [line for line in css.splitlines() if line.startswith("svg ")]
-    rules = [re.sub(r"(^|[ ,}] ?)svg ", r"\1", line) for line in rules]
-    font = 'text { font-family: system-ui, "Segoe UI", Roboto, Arial, sans-serif; }'
-    style = "\n".join([screen.strip(), *rules, font])
-    wide, high = re.findall(r'viewBox="0 0 (\d+) (\d+)"', svg)[0]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" '
-    opened, rest = svg.removeprefix("<svg ").split(">", 1)
-    ground = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
-    return f"{head}{opened}><style>{style}</style>{ground}{rest}\n"
 
 
 def main() -> int:

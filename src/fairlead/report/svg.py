@@ -5,9 +5,11 @@ Colours come from the page's CSS: class ``sN`` is the N-th series. Dashes and ma
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib import resources
 from typing import NamedTuple
 
 SERIES = 7
@@ -280,3 +282,18 @@ def _path(points: Sequence[Point]) -> str:
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def standalone(svg: str) -> str:
+    """Return a drawing as a file of its own: with a name space, its size, and the colours of the report."""
+    css = resources.files("fairlead.report").joinpath("style.css").read_text(encoding="utf-8")
+    screen = css[: css.index("* { box-sizing")]
+    rules = [line for line in css.splitlines() if line.startswith("svg ")]
+    rules = [re.sub(r"(^|[ ,}] ?)svg ", r"\1", line) for line in rules]
+    font = 'text { font-family: system-ui, "Segoe UI", Roboto, Arial, sans-serif; }'
+    style = "\n".join([screen.strip(), *rules, font])
+    wide, high = re.findall(r'viewBox="0 0 (\d+) (\d+)"', svg)[0]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" '
+    opened, rest = svg.removeprefix("<svg ").split(">", 1)
+    ground = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+    return f"{head}{opened}><style>{style}</style>{ground}{rest}\n"

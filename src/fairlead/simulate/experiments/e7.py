@@ -1,5 +1,6 @@
 """E7: closed loops. What clients that keep requests open get of what they are owed, and their waiting."""
 
+import re
 from collections.abc import Sequence
 
 from fairlead.report.numbers import NONE, digits, duration, percent, shown
@@ -206,12 +207,21 @@ def _floor(entries: Sequence[CellFigures]) -> Table:
     return found
 
 
+def _short(workload: str) -> str:
+    """Return a row's name as there is room for beside a line."""
+    light = re.match(r"(\d+) slots, light opens (\d+)", workload)
+    if light:
+        return f"{light[1]} slots, {light[2]} open"
+    return workload.split(",", maxsplit=1)[0]
+
+
 def charts(entries: Sequence[CellFigures]) -> dict[str, str]:
     """Return shares and waiting by quantum, and light clients' shares by how many heavy ones there are."""
     found = {}
     rows = names(select(entries, part=QUANTA), "workload")
     by_row = [
-        {**e, "contender": e["workload"], "workload": DLPM_BY_QUANTUM} for e in select(entries, part=QUANTA)
+        {**e, "contender": _short(e["workload"]), "workload": DLPM_BY_QUANTUM}
+        for e in select(entries, part=QUANTA)
     ]
     if rows:
         for measure, name in (
