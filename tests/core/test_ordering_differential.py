@@ -261,7 +261,7 @@ def test_incremental_order_equals_a_fresh_sort(name: str, on_no_fit: str, ops) -
 
 
 @pytest.mark.parametrize("params", PARAMS_DLPM, ids=lambda p: "-".join(map(str, p.values())))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ops=OPS, extend=st.integers(0, 3), output=st.integers(0, 3))
 def test_dlpm_equals_the_literal_algorithm(params: dict[str, object], ops, extend: int, output: int) -> None:
     """Rounds kept as one counter, and heaps of lanes, pick what loops over everybody pick."""

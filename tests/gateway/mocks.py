@@ -257,6 +257,7 @@ async def serving(*workers: MockWorker, file: dict[str, Any] | None = None, **op
         "port": 0,
         "worker_urls": [w.url for w in workers],
         "policy": "round_robin",
+        "worker_max_num_seqs": 256,
         "health_interval_secs": 0.05,
         "load_interval_secs": 0.05,
         **options,

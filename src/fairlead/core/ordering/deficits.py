@@ -223,12 +223,16 @@ class Deficits:
                 self.rounds += passed
                 account.round = self.rounds
                 self.pace = 0
+            elif self.light:
+                self._cut(account)
             return True
         if self.credited == self.newly and self.pace >= ROUND:
             return False
         passes = credit > 0 or (self.credited > 0 and -credit // account.quantum < debt_limit)
         if passes and not account.holders:
             self._begin(account)
+            if self.light:
+                self._cut(account)
         return passes
 
     def charge(self, client: ClientId, units: int) -> None:

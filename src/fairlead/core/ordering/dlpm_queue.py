@@ -215,7 +215,10 @@ class DlpmQueue:
             if lane is None or lane.listed != entry:
                 heappop(entries)
                 self._entries -= 1
-            elif lane.account.round > number or self._deficits.newly_active(lane.account) is not newly:
+            elif (
+                self._number_of(lane.account) > number
+                or self._deficits.newly_active(lane.account) is not newly
+            ):
                 heappop(entries)
                 self._entries -= 1
                 self._list(lane, lane.first_rank())
@@ -304,7 +307,6 @@ class DlpmQueue:
         listed: dict[_Entry, int] = {}
         for number in sorted(self._agenda, reverse=True):
             listed.update(dict.fromkeys(self._agenda[number], number))
-        newly = dict.fromkeys(self._newly, self._newly_in)
         for client, lane in self._lanes.items():
             lane.check()
             assert lane.account.client == client
@@ -314,8 +316,11 @@ class DlpmQueue:
             assert lane.first() is first
             assert lane.listed is not None
             assert lane.listed[:2] <= (-self._merit(first), first.seq)
-            at = (newly if self._deficits.newly_active(lane.account) else newly | listed)[lane.listed]
-            assert at <= max(self._number_of(lane.account), self._newly_in)
+            if (
+                lane.listed not in self._newly
+            ):  # else it is listed again when a round passes, or when it surfaces
+                assert not self._deficits.newly_active(lane.account)
+                assert listed[lane.listed] <= self._number_of(lane.account)
 
     def __len__(self) -> int:
         return self._size
