@@ -133,11 +133,11 @@ class Naive:
 class Run:
     """One backlogged worker under one policy."""
 
-    def __init__(self, name: str, clients: int, waiting: int, seed: int = 1) -> None:
+    def __init__(self, name: str, clients: int, waiting: int, seed: int = 1, **params: object) -> None:
         self.cache = Cache()
         self.load = Load(clients, seed)
-        params: dict[str, object] = {"quantum": QUANTUM} if name == "dlpm" else {}
-        self.ordering: Ordering = make_ordering(name, params, OrderingContext())
+        given = {"quantum": QUANTUM, **params} if name == "dlpm" else params
+        self.ordering: Ordering = make_ordering(name, given, OrderingContext())
         self.queue = self.ordering.make_queue(0, self.cache.matched)
         self.waiting: dict[int, QueuedRequest] = {}
         self.running: list[str] = []
@@ -161,6 +161,7 @@ class Run:
         self.notices += len(stored) + len(evicted)
         request = self.load()
         matched = self.cache.matched(request.keys)
+        ended = self.running[:-63]
         self.running = [*self.running[-63:], item.client]
         decoding = self.rng.choices(self.running, k=DECODES)
         start = thread_time_ns()
@@ -172,6 +173,8 @@ class Run:
         queue.push(new, matched)
         for client in decoding:
             ordering.decoded(0, client, 1)
+        for client in ended:
+            ordering.released(0, client)
         spent += thread_time_ns() - start
         return spent, item, decoding, new
 
@@ -191,8 +194,8 @@ def pick_us(name: str, clients: int, waiting: int, picks: int) -> tuple[float, f
 
 
 def naive_us(clients: int, waiting: int, picks: int) -> tuple[float, float]:
-    """Return microseconds a pick of the naive version, and of ours on the same history."""
-    run = Run("dlpm", clients, waiting)
+    """Return microseconds a pick of the naive version, and of ours on the same history: the paper's rule."""
+    run = Run("dlpm", clients, waiting, light=False, ties="arrival")
     naive = Naive(run.cache)
     for item in tuple(run.queue):
         naive.push(QueuedRequest(item.request, item.seq))
