@@ -114,7 +114,7 @@ class Choices:
 def test_every_choice_is_the_policys(
     settings: Settings, order: str, cache: str, overlap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings(order="dlpm:quantum=500" if order == "dlpm" else order)
+    settings(order="dlpm:quantum=500,light=off,ties=arrival" if order == "dlpm" else order)
     choices = Choices(order, monkeypatch)
     choices.bare = Bare(cache=cache, overlap=overlap, tokens=POOL)
     drive(choices.bare, 1)
@@ -124,7 +124,7 @@ def test_every_choice_is_the_policys(
 
 def test_a_deep_queue_is_ordered_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang's own ``lpm`` gives up above 128 waiting requests."""
-    settings(order="dlpm:quantum=2000")
+    settings(order="dlpm:quantum=2000,light=off,ties=arrival")
     choices = Choices("dlpm", monkeypatch)
     bare = choices.bare = Bare(tokens=4000)
     for n in range(300):
@@ -164,7 +164,7 @@ def test_every_match_is_the_one_that_sglang_finds(
 
 
 @CACHES
-@pytest.mark.parametrize("order", ["dlpm:quantum=500", "lpm", "vtc"])
+@pytest.mark.parametrize("order", ["dlpm:quantum=500,light=off", "lpm", "vtc"])
 @pytest.mark.parametrize("seed", range(2))
 def test_what_is_charged_is_what_was_computed(settings: Settings, order: str, cache: str, seed: int) -> None:
     """Retracted, resumed and aborted requests too: each token is charged once, as prompt or as output."""
@@ -266,7 +266,7 @@ def test_keys_that_are_all_the_same_change_no_choice(
     settings: Settings, order: str, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The most that forged keys could do. They only say whose match to look up again."""
-    settings(order="dlpm:quantum=500" if order == "dlpm" else order)
+    settings(order="dlpm:quantum=500,light=off,ties=arrival" if order == "dlpm" else order)
     blocks = plugin.new_keys
     monkeypatch.setattr(plugin.TokenKeys, "key_at", lambda keys, index: 7)
     monkeypatch.setattr(plugin, "new_keys", lambda *args: [7] * len(blocks(*args)))
