@@ -93,6 +93,13 @@ class Choices:
             assert req in left
             self.waited += 1
             return
+        if self.order == "vtc":  # of equal counters one that was lifted goes first: one of the owners' oldest
+            book, known = self.bare.scheduler.fairlead.book, self.bare.scheduler.fairlead.known
+            owner = {id(r): known[id(r)].entry.client for r in alone}
+            most = max(book.ordering.credit(0, client) for client in owner.values())
+            assert book.ordering.credit(0, owner[id(req)]) == most
+            assert req is next(r for r in alone if owner[id(r)] == owner[id(req)])
+            return
         assert req is self._best(alone)
 
     def _best(self, left: list[Any]) -> Any:
@@ -100,9 +107,6 @@ class Choices:
             return left[0]
         known, ordering = self.bare.scheduler.fairlead.known, self.bare.scheduler.fairlead.book.ordering
         credit = {r.rid: ordering.credit(0, known[id(r)].entry.client) for r in left}
-        if self.order == "vtc":
-            most = max(credit.values())
-            return next(r for r in left if credit[r.rid] == most)
         if self.order == "dlpm":
             left = [r for r in left if credit[r.rid] > 0]
         return max(left, key=lambda r: matched(self.bare, r))  # the first of equals
