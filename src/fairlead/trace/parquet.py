@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from fairlead.trace.model import TraceError
+from fairlead.trace.pieces import Pieces
 
 MAGIC = b"PAR1"
 """What a parquet file begins with."""
@@ -35,34 +36,25 @@ def json_lines(path: Path) -> BinaryIO:
         raise OSError(str(error)) from None
 
 
-class _Lines(io.RawIOBase):
+class _Lines(Pieces):
     """The rows of a parquet file, encoded a batch at a time."""
 
     def __init__(self, file: Any, damage: type[Exception]) -> None:
+        super().__init__()
         self._batches: Iterator[Any] = file.iter_batches(batch_size=_ROWS)
         self._damage = damage
-        self._ready = b""
+
+    def _more(self) -> bool:
+        """Encode the next batch of rows."""
+        try:
+            batch = next(self._batches, None)
+            if batch is None:
+                return False
+            self._ready = b"".join(_ENCODER.encode(row) + b"\n" for row in batch.to_pylist())
+        except (self._damage, ValueError) as error:
+            raise OSError(str(error)) from None
         self._at = 0
-
-    def readable(self) -> bool:
         return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        while self._at == len(self._ready):
-            try:
-                batch = next(self._batches, None)
-                if batch is None:
-                    return 0
-                rows = batch.to_pylist()
-                self._ready = b"".join(_ENCODER.encode(row) + b"\n" for row in rows)
-            except (self._damage, ValueError) as error:
-                raise OSError(str(error)) from None
-            self._at = 0
-        part = self._ready[self._at : self._at + len(view)]
-        view[: len(part)] = part
-        self._at += len(part)
-        return len(part)
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str, decimal_format="number")

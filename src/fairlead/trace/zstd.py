@@ -2,9 +2,11 @@
 
 import io
 from collections.abc import Callable
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import zstandard
+
+from fairlead.trace.pieces import Pieces
 
 _WINDOW = 1 << 27
 """Largest zstd window that is accepted: what ``zstd --long=27`` writes."""
@@ -28,29 +30,15 @@ class _Frame(Protocol):
     def decompress(self, data: bytes) -> bytes: ...
 
 
-class _Frames(io.RawIOBase):
+class _Frames(Pieces):
     """Decompresses zstd frames; unlike the package's own reader it notices an end that comes too early."""
 
     def __init__(self, raw: BinaryIO, begin: Callable[[], _Frame], damage: type[Exception]) -> None:
+        super().__init__()
         self._raw = raw
         self._begin = begin
         self._damage = damage
         self._frame: _Frame | None = None
-        self._ready = b""
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        while self._at == len(self._ready):
-            if not self._more():
-                return 0
-        part = self._ready[self._at : self._at + len(view)]
-        view[: len(part)] = part
-        self._at += len(part)
-        return len(part)
 
     def _more(self) -> bool:
         """Decompress the next piece; return whether there was one. Raises OSError if the data is damaged."""
