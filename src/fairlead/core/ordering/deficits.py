@@ -188,10 +188,9 @@ class Deficits:
         if not account.holders:
             self._count(account.round, -1)
             account.balance += self.rounds * account.quantum
-            if self.light:
-                # A round that passed while it waited can have lifted it further.
-                account.balance = min(account.balance, BANK * account.quantum)
             account.round = self.rounds
+            if self.light:
+                self._cut(account)  # A round that passed while it waited can have lifted it further.
             account.edge = _NEVER
             account.used = True
             self._queued -= 1

@@ -316,9 +316,8 @@ class DlpmQueue:
             assert lane.first() is first
             assert lane.listed is not None
             assert lane.listed[:2] <= (-self._merit(first), first.seq)
-            if (
-                lane.listed not in self._newly
-            ):  # else it is listed again when a round passes, or when it surfaces
+            # An entry among the newly active is listed again when a round passes, or when it surfaces.
+            if lane.listed not in self._newly:
                 assert not self._deficits.newly_active(lane.account)
                 assert listed[lane.listed] <= self._number_of(lane.account)
 
